@@ -1,0 +1,510 @@
+"""The control session's messages: what a node and its server say to each other inside a `Channel`. MessagePack maps with the message's name under `t`.
+
+A session: the server sends `Welcome`; the node sends `Register` where it has to, then `Subscribe`, and is told `NetmapFull`, `NetmapUnchanged` or
+`NetmapDelta`, and deltas from then on. Requests carry a number the answer repeats (`Registered`, `Done`, `Refused`). Either side sends `Ping` after 25 s of silence and is
+answered by `Pong`; 120 s of silence is a dead session. An unknown field is ignored; an unknown message is answered by `Refused` with request 0.
+
+Binary values are raw; addresses, prefixes and endpoints are text; times are Unix seconds. `decode` raises WireError and nothing else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from calnet.crypto.hash import equal, hkdf, hmac_blake2s
+from calnet.crypto.keys import PrivateKey
+from calnet.errors import WireError
+from calnet.model import (
+    Address,
+    DiscoveryKey,
+    Endpoint,
+    FilterRule,
+    Netmap,
+    NodeId,
+    NodeKey,
+    Peer,
+    PeerKind,
+    PortRange,
+    Prefix,
+    Relay,
+    SelfNode,
+)
+
+KEEPALIVE_S: Final = 25.0
+SILENCE_LIMIT_S: Final = 120.0
+GATHER_S: Final = 0.25
+"""Changes are gathered for at most this long before a delta; what takes access away is sent at once."""
+MAX_ENDPOINTS: Final = 32
+MAX_ROUTES: Final = 64
+PROOF_LABEL: Final = b"calnet registration v1"
+
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+ShortText = Annotated[str, msgspec.Meta(max_length=255)]
+Endpoints = Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=MAX_ENDPOINTS)]
+RouteTexts = Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=MAX_ROUTES)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="t", tag=True, omit_defaults=True):
+    """Base of all messages: the class's name is its tag."""
+
+
+# --- the node speaks ---
+
+
+class Register(Message, frozen=True):
+    """Make or renew this machine's registration. `proof` is `registration_proof`'s. With a new `node_key` on a known control key it renews the node key.
+
+    `auth_key` is the printable pre-auth key or empty: without one a new node becomes pending. Answers: Registered, State(pending), Refused.
+    """
+
+    request: int
+    node_key: Key
+    discovery_key: Key
+    proof: Key
+    hostname: ShortText
+    os: ShortText = ""
+    version: ShortText = ""
+    auth_key: ShortText = ""
+    routes: RouteTexts = ()
+
+
+class Subscribe(Message, frozen=True):
+    """Begin the netmap stream. `version` is the netmap the node holds, 0 for none. Only an active node is served; others get it once they are."""
+
+    version: int = 0
+
+
+class Update(Message, frozen=True):
+    """Change what the node says of itself; None leaves a value as it is. Answers: Done or Refused."""
+
+    request: int
+    hostname: ShortText | None = None
+    routes: RouteTexts | None = None
+    os: ShortText | None = None
+    version: ShortText | None = None
+
+
+class Publish(Message, frozen=True):
+    """The node's own candidates now (they become `Peer.endpoints` of those who see it)."""
+
+    endpoints: Endpoints
+
+
+class Candidates(Message, frozen=True):
+    """Candidates of the sender for one peer, asking it to probe now. From node to server `peer` is the receiver, from server to node the sender."""
+
+    peer: int
+    endpoints: Endpoints
+
+
+class Logout(Message, frozen=True):
+    """End this machine's registration's use: its node key expires at once. Answer: Done."""
+
+    request: int
+
+
+class Ping(Message, frozen=True):
+    """Keepalive, either way."""
+
+    number: int
+
+
+# --- the server speaks ---
+
+
+class Welcome(Message, frozen=True):
+    """First message of a session. `node` is the node this control key is registered as, 0 for none; `state` as in State."""
+
+    server_time: float
+    version: str
+    node: int = 0
+    state: str = "unregistered"
+    code: str = ""
+
+
+class State(Message, frozen=True):
+    """Where this machine stands: `unregistered`, `pending` (with the approval code), `active`, `expired`, `disabled`. Sent on each change."""
+
+    state: str
+    code: str = ""
+    request: int = 0
+
+
+class Registered(Message, frozen=True):
+    """The registration stands. `key_expires` is null where the key does not expire."""
+
+    request: int
+    node: int
+    key_expires: float | None = None
+
+
+class Done(Message, frozen=True):
+    """The request was carried out and is durable."""
+
+    request: int
+
+
+class Refused(Message, frozen=True):
+    """The request was not carried out. `code` is a CalnetError's code, `text` its text."""
+
+    request: int
+    code: str
+    text: str
+
+
+class Pong(Message, frozen=True):
+    """Answer to Ping, with the server's clock (0 from a node)."""
+
+    number: int
+    server_time: float = 0.0
+
+
+class Bye(Message, frozen=True):
+    """The server ends the session and says why. `code`: `replaced`, `deleted`, `disabled`, `shutdown`, `protocol`."""
+
+    code: str
+    text: str = ""
+
+
+# --- the netmap ---
+
+
+class WirePeer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """model.Peer on the wire."""
+
+    id: int
+    name: str
+    node_key: Key
+    addresses: tuple[str, ...]
+    previous_node_key: Key | None = None
+    discovery_key: Key | None = None
+    user: str = ""
+    tags: tuple[str, ...] = ()
+    os: str = ""
+    routes: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    online: bool = False
+    last_seen_at: float | None = None
+    key_expires: float | None = None
+    preshared_key: Key | None = None
+    keepalive_s: int = 0
+    kind: str = "calnet"
+    capabilities: tuple[str, ...] = ()
+
+
+class WireSelf(msgspec.Struct, frozen=True, omit_defaults=True):
+    """model.SelfNode on the wire."""
+
+    id: int
+    name: str
+    addresses: tuple[str, ...]
+    user: str = ""
+    tags: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    advertised_routes: tuple[str, ...] = ()
+    key_expires: float | None = None
+
+
+class WireRule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """model.FilterRule on the wire; `ports` are (first, last)."""
+
+    sources: tuple[str, ...]
+    destinations: tuple[str, ...]
+    protocols: tuple[int, ...] = ()
+    ports: tuple[tuple[int, int], ...] = ()
+
+
+class NetmapFull(Message, frozen=True):
+    """The whole netmap."""
+
+    version: int
+    self: WireSelf
+    prefixes: tuple[str, ...]
+    peers: tuple[WirePeer, ...] = ()
+    filter: tuple[WireRule, ...] = ()
+    relays: tuple[str, ...] = ()
+    stun: tuple[str, ...] = ()
+
+
+class NetmapUnchanged(Message, frozen=True):
+    """The netmap that the node named is current."""
+
+    version: int
+
+
+class NetmapDelta(Message, frozen=True):
+    """From netmap `since` to `version`: peers put (new or changed) and removed; the other parts whole where they changed, else null."""
+
+    since: int
+    version: int
+    put: tuple[WirePeer, ...] = ()
+    removed: tuple[int, ...] = ()
+    self: WireSelf | None = None
+    prefixes: tuple[str, ...] | None = None
+    filter: tuple[WireRule, ...] | None = None
+    relays: tuple[str, ...] | None = None
+    stun: tuple[str, ...] | None = None
+
+
+NodeMessage = Register | Subscribe | Update | Publish | Candidates | Logout | Ping | Pong
+ServerMessage = Welcome | State | Registered | Done | Refused | Ping | Pong | Bye | NetmapFull | NetmapUnchanged | NetmapDelta | Candidates
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_node_decoder: Final = msgspec.msgpack.Decoder(NodeMessage)
+_server_decoder: Final = msgspec.msgpack.Decoder(ServerMessage)
+_netmap_decoder: Final = msgspec.msgpack.Decoder(NetmapFull)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message, for `Channel.send`."""
+    return _encoder.encode(message)
+
+
+def decode_from_node(data: bytes) -> NodeMessage:
+    """What a node said; WireError if it is none of a node's messages."""
+    message: NodeMessage = _decode(_node_decoder, data)
+    return message
+
+
+def decode_from_server(data: bytes) -> ServerMessage:
+    """What a server said; WireError if it is none of a server's messages."""
+    message: ServerMessage = _decode(_server_decoder, data)
+    return message
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a message of the control protocol: {error}") from error
+
+
+def registration_proof(private: PrivateKey, other_public: bytes, handshake_hash: bytes, node_key: bytes, discovery_key: bytes) -> bytes:
+    """The 32-byte MAC that proves possession of the node key: keyed by DH(node key, server's control key), bound to this session by its handshake hash.
+
+    The node passes its node private key and the server's public control key; the server its control private key and `node_key`. AuthenticationError
+    for a small-order key.
+    """
+    (key,) = hkdf(PROOF_LABEL, private.exchange(other_public), 1)
+    return hmac_blake2s(key, handshake_hash, node_key, discovery_key)
+
+
+def proof_holds(proof: bytes, expected: bytes) -> bool:
+    """Comparison in constant time."""
+    return equal(proof, expected)
+
+
+# --- between wire structs and the model ---
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`1.2.3.4:5` or `[::1]:5`; WireError for anything else."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise WireError("an IPv6 endpoint is written [address]:port")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise WireError("an endpoint's port is 1 to 65535")
+    address = _address(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            raise WireError("an endpoint has no zone")
+        address = address.ipv4_mapped or address
+    return Endpoint(str(address), int(port))
+
+
+def parse_endpoints(texts: tuple[str, ...]) -> tuple[Endpoint, ...]:
+    """Each text parsed; WireError if one is none."""
+    return tuple(parse_endpoint(text) for text in texts)
+
+
+def _address(text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise WireError("not an IP address") from error
+
+
+def _prefix(text: str) -> Prefix:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise WireError("not an IP prefix, or one with bits set behind its length") from error
+
+
+def _prefixes(texts: tuple[str, ...]) -> tuple[Prefix, ...]:
+    return tuple(_prefix(text) for text in texts)
+
+
+def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
+    return tuple(str(value) for value in values)
+
+
+def wire_peer(peer: Peer) -> WirePeer:
+    """model.Peer → WirePeer."""
+    return WirePeer(
+        id=peer.id,
+        name=peer.name,
+        node_key=peer.node_key,
+        addresses=_texts(peer.addresses),
+        previous_node_key=peer.previous_node_key,
+        discovery_key=peer.discovery_key,
+        user=peer.user,
+        tags=peer.tags,
+        os=peer.os,
+        routes=_texts(peer.routes),
+        endpoints=_texts(peer.endpoints),
+        online=peer.online,
+        last_seen_at=peer.last_seen_at,
+        key_expires=peer.key_expires,
+        preshared_key=peer.preshared_key,
+        keepalive_s=peer.keepalive_s,
+        kind=peer.kind.value,
+        capabilities=peer.capabilities,
+    )
+
+
+def model_peer(peer: WirePeer) -> Peer:
+    """WirePeer → model.Peer; WireError where a text does not parse."""
+    return Peer(
+        id=NodeId(peer.id),
+        name=peer.name,
+        node_key=NodeKey(peer.node_key),
+        addresses=tuple(_address(text) for text in peer.addresses),
+        previous_node_key=None if peer.previous_node_key is None else NodeKey(peer.previous_node_key),
+        discovery_key=None if peer.discovery_key is None else DiscoveryKey(peer.discovery_key),
+        user=peer.user,
+        tags=peer.tags,
+        os=peer.os,
+        routes=_prefixes(peer.routes),
+        endpoints=parse_endpoints(peer.endpoints),
+        online=peer.online,
+        last_seen_at=peer.last_seen_at,
+        key_expires=peer.key_expires,
+        preshared_key=peer.preshared_key,
+        keepalive_s=peer.keepalive_s,
+        kind=_kind(peer.kind),
+        capabilities=peer.capabilities,
+    )
+
+
+def _kind(text: str) -> PeerKind:
+    try:
+        return PeerKind(text)
+    except ValueError as error:
+        raise WireError("a peer of an unknown kind") from error
+
+
+def wire_self(node: SelfNode) -> WireSelf:
+    """model.SelfNode → WireSelf."""
+    return WireSelf(
+        id=node.id,
+        name=node.name,
+        addresses=_texts(node.addresses),
+        user=node.user,
+        tags=node.tags,
+        routes=_texts(node.routes),
+        advertised_routes=_texts(node.advertised_routes),
+        key_expires=node.key_expires,
+    )
+
+
+def _model_self(node: WireSelf) -> SelfNode:
+    return SelfNode(
+        id=NodeId(node.id),
+        name=node.name,
+        addresses=tuple(_address(text) for text in node.addresses),
+        user=node.user,
+        tags=node.tags,
+        routes=_prefixes(node.routes),
+        advertised_routes=_prefixes(node.advertised_routes),
+        key_expires=node.key_expires,
+    )
+
+
+def wire_rule(rule: FilterRule) -> WireRule:
+    """model.FilterRule → WireRule."""
+    ports = tuple((ports.first, ports.last) for ports in rule.ports)
+    return WireRule(_texts(rule.sources), _texts(rule.destinations), rule.protocols, ports)
+
+
+def _model_rule(rule: WireRule) -> FilterRule:
+    ports = tuple(PortRange(first, last) for first, last in rule.ports)
+    return FilterRule(_prefixes(rule.sources), _prefixes(rule.destinations), rule.protocols, ports)
+
+
+def wire_netmap(netmap: Netmap) -> NetmapFull:
+    """model.Netmap → NetmapFull."""
+    return NetmapFull(
+        version=netmap.version,
+        self=wire_self(netmap.self),
+        prefixes=_texts(netmap.prefixes),
+        peers=tuple(wire_peer(peer) for peer in netmap.peers),
+        filter=tuple(wire_rule(rule) for rule in netmap.filter),
+        relays=tuple(relay.url for relay in netmap.relays),
+        stun=netmap.stun,
+    )
+
+
+def model_netmap(message: NetmapFull) -> Netmap:
+    """NetmapFull → model.Netmap; WireError where a text does not parse."""
+    return Netmap(
+        version=message.version,
+        self=_model_self(message.self),
+        prefixes=_prefixes(message.prefixes),
+        peers=tuple(model_peer(peer) for peer in message.peers),
+        filter=tuple(_model_rule(rule) for rule in message.filter),
+        relays=tuple(Relay(url) for url in message.relays),
+        stun=message.stun,
+    )
+
+
+def difference(old: Netmap, new: Netmap) -> NetmapDelta:
+    """The delta that `apply` turns `old` into `new` with."""
+    before = {peer.id: peer for peer in old.peers}
+    after = {peer.id for peer in new.peers}
+    return NetmapDelta(
+        since=old.version,
+        version=new.version,
+        put=tuple(wire_peer(peer) for peer in new.peers if before.get(peer.id) != peer),
+        removed=tuple(sorted(before.keys() - after)),
+        self=wire_self(new.self) if new.self != old.self else None,
+        prefixes=_texts(new.prefixes) if new.prefixes != old.prefixes else None,
+        filter=tuple(wire_rule(rule) for rule in new.filter) if new.filter != old.filter else None,
+        relays=tuple(relay.url for relay in new.relays) if new.relays != old.relays else None,
+        stun=new.stun if new.stun != old.stun else None,
+    )
+
+
+def apply(netmap: Netmap, delta: NetmapDelta) -> Netmap:
+    """`netmap` with `delta` applied, peers in order of id; WireError if it does not start from this version (subscribe again with version 0)."""
+    if delta.since != netmap.version:
+        raise WireError(f"a delta from version {delta.since} does not fit a netmap of version {netmap.version}")
+    peers = {peer.id: peer for peer in netmap.peers}
+    for number in delta.removed:
+        peers.pop(NodeId(number), None)
+    for put in delta.put:
+        peers[NodeId(put.id)] = model_peer(put)
+    return Netmap(
+        version=delta.version,
+        self=netmap.self if delta.self is None else _model_self(delta.self),
+        prefixes=netmap.prefixes if delta.prefixes is None else _prefixes(delta.prefixes),
+        peers=tuple(peers[number] for number in sorted(peers)),
+        filter=netmap.filter if delta.filter is None else tuple(_model_rule(rule) for rule in delta.filter),
+        relays=netmap.relays if delta.relays is None else tuple(Relay(url) for url in delta.relays),
+        stun=netmap.stun if delta.stun is None else delta.stun,
+    )
+
+
+def encode_netmap(netmap: Netmap) -> bytes:
+    """The netmap as a node keeps it on disk."""
+    return _encoder.encode(wire_netmap(netmap))
+
+
+def decode_netmap(data: bytes) -> Netmap:
+    """The netmap behind `encode_netmap`'s bytes; WireError for anything else."""
+    return model_netmap(_decode(_netmap_decoder, data))
