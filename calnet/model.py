@@ -34,6 +34,15 @@ class Endpoint(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Source(NamedTuple):
+    """Where a datagram came from: exactly one of the two is set."""
+
+    endpoint: Endpoint | None
+    """Its UDP source address."""
+    relay_peer: NodeId | None = None
+    """Or the peer from which a relay brought it."""
+
+
 class PeerKind(enum.Enum):
     """`WIREGUARD` peers are stock WireGuard: a fixed endpoint, no relay, no discovery."""
 
