@@ -1,0 +1,61 @@
+"""The words of the registry's answers: what a machine asks, where it stands, and what a commit changed for whom."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey
+
+
+class NodeState(enum.Enum):
+    """Where a machine stands; the values are those of the control session's `State` message."""
+
+    UNREGISTERED = "unregistered"
+    """No such machine, or deleted."""
+    PENDING = "pending"
+    """Waits for an admin's approval of its code."""
+    ACTIVE = "active"
+    EXPIRED = "expired"
+    """Its node key expired, or it logged out: it has to log in again."""
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """`node` is 0 for an unregistered machine; `code` is the approval code of a pending one, else empty."""
+
+    state: NodeState
+    node: NodeId = NodeId(0)
+    code: str = ""
+    key_expires: float | None = None
+
+
+UNREGISTERED = Standing(NodeState.UNREGISTERED)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    """What a machine says when it registers; `control_key` and the possession of `node_key` were proved before. `auth_key` is empty or the printable key."""
+
+    control_key: ControlKey
+    node_key: NodeKey
+    discovery_key: DiscoveryKey
+    hostname: str
+    os: str = ""
+    version: str = ""
+    routes: tuple[str, ...] = ()
+    auth_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What one batch of changes did, once it is durable.
+
+    `netmaps`: nodes whose netmap may have changed. `standings`: nodes whose state changed (approved, expired, disabled, enabled, deleted, key renewed):
+    send them their State, and close relay and control sessions that are no longer allowed. `urgent`: access was taken away, so tell it at once.
+    """
+
+    netmaps: frozenset[NodeId]
+    standings: frozenset[NodeId]
+    urgent: bool = False
