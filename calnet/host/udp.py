@@ -1,0 +1,253 @@
+"""The one UDP port of a node: an IPv4 and an IPv6 socket, batches by UDP_SEGMENT and UDP_GRO where the kernel has them.
+
+A send never raises for what the network does: a datagram that can't be sent is lost, as it could be on the way. What matters to a person (a path
+that takes no batches) is told once through `report`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from calnet.errors import HostError
+from calnet.model import Endpoint
+from calnet.wire.ip import Buffer
+
+MAX_SEGMENTS: Final = 64
+"""Datagrams a batch may hold: UDP_MAX_SEGMENTS of kernels before 6.9."""
+MAX_BATCH: Final = 65507
+"""Bytes a batch may hold: the greatest IPv4 UDP payload."""
+RECEIVE_SIZE: Final = 65536
+SOCKET_BUFFER: Final = 4 << 20
+
+_SO_SNDBUFFORCE: Final = 32
+_SO_RCVBUFFORCE: Final = 33
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4)
+_PORT_TRIES: Final = 16
+
+_WOULD_BLOCK: Final = (errno.EAGAIN, errno.ENOBUFS)
+
+
+class Received(NamedTuple):
+    """A batch: `length` bytes of datagrams of `segment` bytes each (the last may be shorter), all from one source."""
+
+    length: int
+    segment: int
+    source: Endpoint
+
+
+Receive = Callable[[memoryview], Received | None]
+
+
+class UdpTransport(Protocol):
+    """The UDP port or its twin. No call blocks or raises for what the network does."""
+
+    port: int
+
+    def send(self, endpoint: Endpoint, datagrams: Buffer, segment: int) -> bool:
+        """Send `datagrams`, cut into datagrams of `segment` bytes (the last may be shorter), at most MAX_SEGMENTS and MAX_BATCH bytes.
+
+        False: the socket is full, nothing was sent.
+        """
+
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
+        """Call `ready(receive)` from `loop` whenever there is something to read; `receive(buffer)` (RECEIVE_SIZE bytes) gives a batch, or None."""
+
+    def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
+        """Call `ready` from `loop` once, as soon as a send to `endpoint` that returned False may be tried again."""
+
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Undo `watch` and `when_writable`; harmless without them."""
+
+    def close(self) -> None:
+        """Give the port back; harmless when done before."""
+
+
+def open_udp(port: int = 0, *, mark: int = 0, offload: bool = True, report: Callable[[str, str], None] = lambda code, text: None) -> LinuxUdp:
+    """Open the UDP port `port` (0: the kernel chooses; see `.port`) for IPv4 and, where this machine has it, IPv6.
+
+    `mark` is the fwmark of what is sent (0: none; else CAP_NET_ADMIN), `offload` asks for UDP_SEGMENT and UDP_GRO, `report(code, text)` hears once of each
+    thing a person should know. HostError: the port is taken or not permitted.
+    """
+    for attempt in range(_PORT_TRIES):
+        four = _bind(socket.AF_INET, port, mark)
+        chosen: int = four.getsockname()[1]
+        try:
+            six = _bind(socket.AF_INET6, chosen, mark)
+        except HostError:
+            four.close()
+            if port or attempt == _PORT_TRIES - 1:
+                raise
+            continue
+        except OSError:
+            six = None
+        return LinuxUdp(chosen, four, six, offload, report)
+    raise HostError("no UDP port is free")
+
+
+def _bind(family: socket.AddressFamily, port: int, mark: int) -> socket.socket:
+    """A bound, non-blocking socket. HostError: the port can't be had; OSError: this machine lacks the family."""
+    new = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if mark:
+            new.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        _grow(new)
+        new.bind(("", port))
+    except OSError as error:
+        new.close()
+        if error.errno == errno.EADDRINUSE:
+            raise HostError(f"UDP port {port} is taken: stop the program that has it, or choose another with --port (0 for any)") from error
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise HostError(f"UDP port {port} is not permitted: run the node as root, or give it CAP_NET_ADMIN") from error
+        if family == socket.AF_INET6:
+            raise
+        raise HostError(f"UDP port {port} can't be opened: {error.strerror}") from error
+    return new
+
+
+def _grow(one: socket.socket) -> None:
+    for forced, ordinary in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        try:
+            one.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+        except OSError:
+            one.setsockopt(socket.SOL_SOCKET, ordinary, SOCKET_BUFFER)
+
+
+class LinuxUdp:
+    """The two sockets. `ipv6` says whether there is an IPv6 one."""
+
+    def __init__(self, port: int, four: socket.socket, six: socket.socket | None, offload: bool, report: Callable[[str, str], None]) -> None:
+        self.port = port
+        self.ipv6 = six is not None
+        self._four = four
+        self._six = six
+        self._report = report
+        self._segments = offload and _has_segmentation(four)
+        self._single: set[Endpoint] = set()
+        self._writers: set[socket.socket] = set()
+        if offload:
+            for one in self._sockets():
+                _ask_for_gro(one)
+
+    def _sockets(self) -> list[socket.socket]:
+        return [one for one in (self._four, self._six) if one is not None]
+
+    def send(self, endpoint: Endpoint, datagrams: Buffer, segment: int) -> bool:
+        one = self._six if ":" in endpoint.host else self._four
+        if one is None:
+            return True
+        if len(datagrams) <= segment:
+            return _send_one(one, datagrams, endpoint)
+        if not self._segments or endpoint in self._single:
+            return _send_singly(one, datagrams, segment, endpoint)
+        try:
+            one.sendmsg((datagrams,), ((socket.IPPROTO_UDP, _UDP_SEGMENT, segment.to_bytes(2, "little")),), 0, endpoint)
+        except OSError as error:
+            return self._after_failed_batch(error, one, datagrams, segment, endpoint)
+        return True
+
+    def _after_failed_batch(self, error: OSError, one: socket.socket, datagrams: Buffer, segment: int, endpoint: Endpoint) -> bool:
+        """ECONNREFUSED and the like tell of an earlier datagram, and sending again goes through; EINVAL and EIO mean that this path takes no batches."""
+        if error.errno in _WOULD_BLOCK:
+            return False
+        if error.errno in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP):
+            self._single.add(endpoint)
+            self._report("udp-no-segmentation", f"the path to {endpoint} takes no UDP batches ({error.strerror}): datagrams go one by one, more slowly")
+        elif error.errno != errno.ECONNREFUSED:
+            return True
+        return _send_singly(one, datagrams, segment, endpoint)
+
+    def forget_failures(self) -> None:
+        """Try batches again everywhere: the network has changed."""
+        self._single.clear()
+
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
+        for one in self._sockets():
+            loop.add_reader(one, ready, _receiver(one))
+
+    def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
+        one = self._six if ":" in endpoint.host and self._six is not None else self._four
+
+        def once() -> None:
+            loop.remove_writer(one)
+            self._writers.discard(one)
+            ready()
+
+        self._writers.add(one)
+        loop.add_writer(one, once)
+
+    def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        for one in self._sockets():
+            if one.fileno() >= 0:
+                loop.remove_reader(one)
+        for one in self._writers:
+            loop.remove_writer(one)
+        self._writers.clear()
+
+    def close(self) -> None:
+        for one in self._sockets():
+            one.close()
+
+
+def _has_segmentation(one: socket.socket) -> bool:
+    try:
+        one.getsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def _ask_for_gro(one: socket.socket) -> None:
+    try:
+        one.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+    except OSError:
+        return
+
+
+def _send_one(one: socket.socket, datagram: Buffer, endpoint: Endpoint) -> bool:
+    """A pending error of an earlier datagram (ECONNREFUSED) is reported instead of sending: so a second try. False: the socket is full."""
+    for _ in range(2):
+        try:
+            one.sendto(datagram, endpoint)
+        except OSError as error:
+            if error.errno in _WOULD_BLOCK:
+                return False
+            if error.errno == errno.ECONNREFUSED:
+                continue
+        return True
+    return True
+
+
+def _send_singly(one: socket.socket, datagrams: Buffer, segment: int, endpoint: Endpoint) -> bool:
+    """Datagram after datagram; once some are out, the rest is lost where the socket is full (a whole batch again would double them)."""
+    view = memoryview(datagrams)
+    for start in range(0, len(view), segment):
+        if not _send_one(one, view[start : start + segment], endpoint):
+            return start > 0
+    return True
+
+
+def _receiver(one: socket.socket) -> Receive:
+    """A `receive` on this socket. An error that an earlier send left behind is skipped; any other leaves the socket to its next readiness."""
+    receive_message, unpack, gro = one.recvmsg_into, struct.Struct("=i").unpack, _UDP_GRO
+
+    def receive(buffer: memoryview) -> Received | None:
+        try:
+            length, ancillary, _, address = receive_message((buffer,), _ANCILLARY_SIZE)
+        except OSError:
+            return None
+        segment = length
+        for _, kind, value in ancillary:
+            if kind == gro:
+                segment = unpack(value[:4])[0]
+        return Received(length, segment, Endpoint(address[0], address[1]))
+
+    return receive
