@@ -1,24 +1,27 @@
-"""Fixtures for every part: `small_disk`, a file system of two MiB that fills up (needs root for the tmpfs)."""
+"""What every test shares: the end-to-end part is skipped, with its reason, where it can't run."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty 2 MiB file system, or a skip with the reason."""
-    path = tmp_path / "small-disk"
-    path.mkdir(0o700)
+def _missing() -> str | None:
+    """Why end-to-end tests can't run here; None if they can."""
     if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "calnet-test", str(path)], capture_output=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no tmpfs here: {made.stderr.decode(errors='replace').strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+        return "end-to-end tests need root (run as root, or with sudo)"
+    if not Path("/dev/net/tun").exists():
+        return "end-to-end tests need /dev/net/tun (modprobe tun)"
+    absent = [program for program in ("ip", "nft", "ping") if shutil.which(program) is None]
+    return f"end-to-end tests need {', '.join(absent)} (apt install iproute2 nftables iputils-ping)" if absent else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _missing()
+    if reason is not None:
+        for item in items:
+            if item.get_closest_marker("e2e"):
+                item.add_marker(pytest.mark.skip(reason=reason))
