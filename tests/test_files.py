@@ -12,6 +12,14 @@ import pytest
 
 from calnet import files
 from calnet.errors import StateError
+from tests.small_disk import mounted_small_disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 2 MiB."""
+    with mounted_small_disk(tmp_path) as path:
+        yield path
 
 
 @pytest.fixture(params=[0o022, 0o000, 0o077, 0o777])

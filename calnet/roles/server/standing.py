@@ -23,10 +23,10 @@ class NodeState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """`node` is 0 for an unregistered machine; `code` is the approval code of a pending one, else empty."""
+    """`node` is None for an unregistered machine; `code` is the approval code of a pending one, else empty."""
 
     state: NodeState
-    node: NodeId = NodeId(0)
+    node: NodeId | None = None
     code: str = ""
     key_expires: float | None = None
 

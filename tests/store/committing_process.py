@@ -1,0 +1,24 @@
+"""Commits forever and acknowledges each commit on stdout: `python -m tests.store.committing_process KIND DIRECTORY`. For killing in mid-write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from calnet.store.interface import Put, SettingRecord
+from calnet.store.opening import open_store
+
+
+def main() -> None:
+    store = open_store(sys.argv[1], Path(sys.argv[2]))
+    number = sum(record.id.startswith("left.") for record in store.load() if isinstance(record, SettingRecord))
+    while True:
+        filler = bytes((number % 251,)) * (number * 997 % 9000)
+        store.commit([Put(SettingRecord(f"left.{number}", filler)), Put(SettingRecord("count", b"%d" % number)), Put(SettingRecord(f"right.{number}", filler))])
+        os.write(1, b"%d\n" % number)
+        number += 1
+
+
+if __name__ == "__main__":
+    main()
