@@ -1,0 +1,335 @@
+"""The node's side of the control session: connects, keeps connected, keeps the netmap current, carries requests (docs/protocol.md, section 7).
+
+Theory of operation. `run` connects, performs the channel's handshake with the pinned server key, takes `Welcome`, subscribes with the version held, and
+reads until the connection dies; then it waits (jittered, 30 s at most) and starts again. What arrives is told to `ControlEvents`; the netmap it tells is
+always whole. Requests (`register`, `update`, `logout`) raise UnreachableError without a session, what the server refused as that error, TimedOutError
+without an answer.
+
+Error contract. Anything wrong with what the server sends ends the connection, never the client. A server that can't prove the pinned key is told
+apart (`ControlEvents.server_key_wrong`): nothing is sent to it, and it is tried again as any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol, assert_never
+
+from calnet.crypto.keys import PrivateKey, RandomBytes
+from calnet.errors import AuthenticationError, CalnetError, RemoteError, TimedOutError, UnreachableError, WireError, by_code
+from calnet.model import Endpoint, Netmap, NodeId
+from calnet.roles.node.state import Keys
+from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff
+from calnet.wire import control
+from calnet.wire.channel import Channel
+
+log = logging.getLogger(__name__)
+
+MAX_SOCKET_MESSAGE: Final = 65_535
+REQUEST_TIMEOUT_S: Final = 15.0
+HANDSHAKE_TIMEOUT_S: Final = 15.0
+STABLE_S: Final = 30.0
+"""A session that lasted so long starts the backoff anew."""
+
+
+class ControlEvents(Protocol):
+    """What the daemon hears. No call may block."""
+
+    def control_connected(self, welcome: control.Welcome) -> None:
+        """A session stands; the server says where this machine stands."""
+
+    def control_lost(self, reason: CalnetError) -> None:
+        """The session ended, or couldn't be made."""
+
+    def server_key_wrong(self, error: AuthenticationError) -> None:
+        """The server at our URL did not prove the pinned key."""
+
+    def standing(self, state: str, code: str) -> None:
+        """Where this machine stands now."""
+
+    def netmap_arrived(self, netmap: Netmap) -> None:
+        """The netmap now, whole."""
+
+    def candidates_arrived(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        """A peer's candidates: it wants to be probed."""
+
+    def server_time(self, offset: float) -> None:
+        """Server time minus this machine's, in seconds (half the round trip uncertain)."""
+
+
+class ControlClient:
+    """See the module's docstring. One instance for one server and control key."""
+
+    def __init__(
+        self,
+        server: Server,
+        server_key: bytes,
+        control_key: PrivateKey,
+        *,
+        dial: Dial,
+        events: ControlEvents,
+        random: RandomBytes,
+        wall: Callable[[], float],
+        netmap: Netmap | None = None,
+    ) -> None:
+        self._server, self._server_key, self._control_key = server, server_key, control_key
+        self._dial, self._events, self._random, self._wall = dial, events, random, wall
+        self._netmap = netmap
+        self._socket: MessageSocket | None = None
+        self._channel: Channel | None = None
+        self._subscribed = False
+        self._requests: dict[int, asyncio.Future[control.Message]] = {}
+        self._next_request = 1
+        self._outgoing: asyncio.Queue[control.Message] = asyncio.Queue(256)
+        self._last_heard = 0.0
+        self._last_sent = 0.0
+        self._wake = asyncio.Event()
+        self.connected = False
+
+    @property
+    def last_heard(self) -> float:
+        """Loop time at which the server was last heard; 0.0 for never."""
+        return self._last_heard
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await self._session()
+            except AuthenticationError as error:
+                self._events.server_key_wrong(error)
+                self._events.control_lost(error)
+            except CalnetError as error:
+                self._events.control_lost(error)
+            finally:
+                await self._ended()
+            attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
+            await self._pause(backoff(attempt - 1 if attempt else 0, self._random(1)[0] / 256))
+
+    def reconnect_now(self) -> None:
+        """Don't wait for the backoff: the network changed."""
+        self._wake.set()
+
+    async def _pause(self, seconds: float) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    # --- requests ---
+
+    async def register(self, keys: Keys, message: Callable[[int, bytes], control.Register]) -> control.Registered | control.State:
+        """Register with `keys`; `message(request, proof)` builds the request. Refusals raise the error that the server names."""
+        channel = self._need_channel()
+        proof = control.registration_proof(keys.node, self._server_key, channel.hash, keys.node.public, keys.discovery.public)
+        answer = await self._request(lambda number: message(number, proof))
+        if not isinstance(answer, control.Registered | control.State):
+            raise UnreachableError("the server gave an answer that fits no registration")
+        if isinstance(answer, control.Registered):
+            self.subscribe()
+        return answer
+
+    async def update(self, *, hostname: str | None = None, routes: tuple[str, ...] | None = None) -> None:
+        """Change what the server knows of this node."""
+        await self._request(lambda number: control.Update(number, hostname=hostname, routes=routes))
+
+    async def logout(self) -> None:
+        """End the registration's use."""
+        await self._request(lambda number: control.Logout(number))
+
+    def publish(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Tell the server our candidates; dropped without a session (they are published anew with each)."""
+        self._queue(control.Publish(tuple(str(endpoint) for endpoint in endpoints[: control.MAX_ENDPOINTS])))
+
+    def candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        """Send our candidates to one peer; dropped without a session."""
+        self._queue(control.Candidates(peer, tuple(str(endpoint) for endpoint in endpoints[: control.MAX_ENDPOINTS])))
+
+    def subscribe(self) -> None:
+        """Ask for the netmap, once a session."""
+        if not self._subscribed and self.connected:
+            self._subscribed = True
+            self._queue(control.Subscribe(self._netmap.version if self._netmap is not None else 0))
+
+    def forget_netmap(self) -> None:
+        """The next subscription asks for the whole netmap."""
+        self._netmap = None
+
+    def _need_channel(self) -> Channel:
+        if self._channel is None or not self.connected:
+            raise UnreachableError(f"no connection to the server {self._server.url()}")
+        return self._channel
+
+    async def _request(self, build: Callable[[int], control.Message]) -> control.Message:
+        self._need_channel()
+        number, self._next_request = self._next_request, self._next_request + 1
+        answer: asyncio.Future[control.Message] = asyncio.get_running_loop().create_future()
+        self._requests[number] = answer
+        try:
+            self._queue(build(number))
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            raise TimedOutError(f"the server {self._server.url()} did not answer in {REQUEST_TIMEOUT_S:.0f} s") from None
+        finally:
+            self._requests.pop(number, None)
+
+    def _queue(self, message: control.Message) -> None:
+        if self.connected:
+            if self._outgoing.full():
+                self._outgoing.get_nowait()
+            self._outgoing.put_nowait(message)
+
+    # --- one session ---
+
+    async def _session(self) -> None:
+        socket = await self._dial(self._server.socket_url(CONTROL_PATH), MAX_SOCKET_MESSAGE)
+        self._socket = socket
+        channel = Channel.client(self._control_key, self._server_key, PrivateKey.generate(self._random))
+        welcome = await self._greet(socket, channel)
+        self._channel, self.connected, self._subscribed = channel, True, False
+        while not self._outgoing.empty():
+            self._outgoing.get_nowait()
+        self._heard()
+        self._last_sent = self._last_heard
+        self._events.server_time(welcome.server_time - self._wall())
+        self._events.control_connected(welcome)
+        if welcome.state != "unregistered":
+            self.subscribe()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write(socket, channel))
+                tasks.create_task(self._read(socket, channel))
+                tasks.create_task(self._keep_alive())
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    async def _greet(self, socket: MessageSocket, channel: Channel) -> control.Welcome:
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await socket.send(channel.opening())
+                try:
+                    channel.receive_handshake(await socket.receive())
+                except AuthenticationError as error:
+                    raise AuthenticationError(
+                        f"the server {self._server.url()} does not hold the control key this machine knows: it was replaced, or somebody stands between. "
+                        "If you trust it, `calnet up --auth-key` with a key made there"
+                    ) from error
+                while True:
+                    whole = channel.receive(await socket.receive())
+                    if whole is not None:
+                        break
+        except TimeoutError:
+            raise UnreachableError(f"the server {self._server.url()} does not answer") from None
+        welcome = control.decode_from_server(whole)
+        if isinstance(welcome, control.Bye):
+            raise UnreachableError(f"the server refuses the session: {welcome.text or welcome.code}")
+        if not isinstance(welcome, control.Welcome):
+            raise UnreachableError("the server did not begin with a welcome")
+        return welcome
+
+    async def _write(self, socket: MessageSocket, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            message = await self._outgoing.get()
+            for part in channel.send(control.encode(message)):
+                await socket.send(part)
+            self._last_sent = loop.time()
+
+    async def _keep_alive(self) -> None:
+        loop, number = asyncio.get_running_loop(), 0
+        while True:
+            now = loop.time()
+            if now - self._last_heard > control.SILENCE_LIMIT_S:
+                raise UnreachableError(f"the server {self._server.url()} has been silent for {control.SILENCE_LIMIT_S:.0f} s")
+            if now - self._last_sent >= control.KEEPALIVE_S:
+                number += 1
+                self._last_sent = now
+                self._queue(control.Ping(number))
+            await asyncio.sleep(max(0.5, min(self._last_sent + control.KEEPALIVE_S, self._last_heard + control.SILENCE_LIMIT_S) - now))
+
+    async def _read(self, socket: MessageSocket, channel: Channel) -> None:
+        while True:
+            whole = channel.receive(await socket.receive())
+            self._heard()
+            if whole is None:
+                continue
+            try:
+                message = control.decode_from_server(whole)
+            except WireError as error:
+                log.warning("control_message_unknown bytes=%d error=%s", len(whole), error)  # of a newer server: what it changes comes with the next netmap
+                continue
+            self._handle(message)
+
+    def _heard(self) -> None:
+        self._last_heard = asyncio.get_running_loop().time()
+
+    def _handle(self, message: control.ServerMessage) -> None:
+        match message:
+            case control.Ping():
+                self._queue(control.Pong(message.number))
+            case control.Pong():
+                if message.server_time:
+                    self._events.server_time(message.server_time - self._wall())
+            case control.State():
+                self._answer(message.request, message)
+                self._events.standing(message.state, message.code)
+            case control.Registered() | control.Done():
+                self._answer(message.request, message)
+            case control.Refused():
+                self._refused(message)
+            case control.NetmapFull() | control.NetmapDelta() | control.NetmapUnchanged():
+                self._take_netmap(message)
+            case control.Candidates():
+                self._events.candidates_arrived(NodeId(message.peer), control.parse_endpoints(message.endpoints))
+            case control.Bye():
+                raise UnreachableError(f"the server ended the session: {message.text or message.code}")
+            case control.Welcome():
+                raise UnreachableError("the server welcomes twice")
+            case _:
+                assert_never(message)
+
+    def _take_netmap(self, message: control.NetmapFull | control.NetmapDelta | control.NetmapUnchanged) -> None:
+        if isinstance(message, control.NetmapFull):
+            self._netmap = control.model_netmap(message)
+        elif self._netmap is None:
+            raise UnreachableError("the server sent a change to a netmap it never sent")
+        elif isinstance(message, control.NetmapDelta):
+            try:
+                self._netmap = control.apply(self._netmap, message)
+            except RemoteError:
+                self._netmap = None  # the next session asks for the whole
+                raise
+        self._events.netmap_arrived(self._netmap)
+
+    def _answer(self, number: int, message: control.Message) -> None:
+        waiting = self._requests.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+
+    def _refused(self, message: control.Refused) -> None:
+        waiting = self._requests.get(message.request)
+        if waiting is None:
+            log.warning("control_refused code=%s text=%r", message.code[:32], message.text[:200])
+        elif not waiting.done():
+            waiting.set_exception(by_code(message.code, message.text))
+
+    async def _ended(self) -> None:
+        self.connected, self._channel = False, None
+        for waiting in self._requests.values():
+            if not waiting.done():
+                waiting.set_exception(UnreachableError("the connection to the server was lost"))
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            await socket.close()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The CalnetError that ended the session's tasks; what is none of ours comes first, as it is a defect."""
+    found = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in found if not isinstance(error, CalnetError)), found[0])

@@ -1,0 +1,136 @@
+"""Pure choices about the netmap: what a node trusts of it, which prefixes it leads into the tunnel, what it may advertise.
+
+The server is not believed everything: a prefix inside the overlay would capture another node's address, a default route needs the user's own choice of
+an exit node (not there yet), and a pinned peer's key may not change (attacks 26 and 27).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from typing import Final
+
+from calnet.errors import InvalidError
+from calnet.model import Netmap, Peer, Prefix
+from calnet.roles.node.state import Pin
+from calnet.wire.control import MAX_ROUTES
+
+_NEVER: Final = tuple(ip_network(text) for text in ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something left out or noticed, for health and log."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """`routes` lead into the tunnel except for `excepted`, subnets within them that this machine is attached to."""
+
+    routes: tuple[Prefix, ...]
+    excepted: tuple[Prefix, ...]
+    findings: tuple[Finding, ...]
+
+
+def trusted(netmap: Netmap, pins: Iterable[Pin]) -> tuple[Netmap, tuple[Finding, ...]]:
+    """`netmap` as this node acts on it: without peers that break a pin, and without routes that no peer may have."""
+    findings: list[Finding] = []
+    known = tuple(pins)
+    peers: list[Peer] = []
+    for peer in netmap.peers:
+        broken = next((pin for pin in known if _concerns(pin, peer) and pin.node_key != peer.node_key), None)
+        if broken is not None:
+            text = f"the key of pinned peer {peer.name} changed: it is refused. If that was meant, `calnet set --unpin {broken.name}` and pin it again"
+            findings.append(Finding("pinned-key-changed", text))
+            continue
+        peers.append(_with_fit_routes(peer, netmap.prefixes, findings))
+    return replace(netmap, peers=tuple(peers)), tuple(findings)
+
+
+def _concerns(pin: Pin, peer: Peer) -> bool:
+    return pin.id == peer.id or pin.name == peer.name or any(str(address) in pin.addresses for address in peer.addresses)
+
+
+def _with_fit_routes(peer: Peer, overlay: tuple[Prefix, ...], findings: list[Finding]) -> Peer:
+    fit = []
+    for route in peer.routes:
+        why = unfit(route, overlay)
+        if why is None:
+            fit.append(route)
+        else:
+            findings.append(Finding("route-refused", f"the route {route} of {peer.name} is not used: {why}"))
+    return peer if len(fit) == len(peer.routes) else replace(peer, routes=tuple(fit))
+
+
+def unfit(route: Prefix, overlay: Iterable[Prefix]) -> str | None:
+    """Why nobody's routes may hold this prefix, or None if they may."""
+    if route.prefixlen == 0:
+        return "a default route is an exit node's, which Calnet doesn't offer yet"
+    if any(route.version == never.version and route.overlaps(never) for never in _NEVER):
+        return "loopback, link-local and multicast addresses are never routed"
+    if any(route.version == prefix.version and route.overlaps(prefix) for prefix in overlay):
+        return "it overlaps the overlay's own prefix"
+    return None
+
+
+def plan_routes(netmap: Netmap, attached: Iterable[Prefix], *, accept_routes: bool) -> RoutePlan:
+    """The overlay's prefixes, and with `accept_routes` the peers' routes, never over a directly attached subnet."""
+    subnets = tuple(attached)
+    routes = list(dict.fromkeys(netmap.prefixes))
+    excepted: dict[Prefix, None] = {}
+    findings: list[Finding] = []
+    own = set(netmap.self.routes)
+    for peer in netmap.peers if accept_routes else ():
+        for route in peer.routes:
+            if route in routes or route in own:
+                continue
+            over = next((subnet for subnet in subnets if _covers(subnet, route)), None)
+            if over is not None:
+                findings.append(Finding("route-attached", f"the route {route} of {peer.name} is not used: this machine is attached to {over} itself"))
+                continue
+            routes.append(route)
+            excepted.update((subnet, None) for subnet in subnets if _covers(route, subnet))
+    return RoutePlan(tuple(routes), tuple(excepted), tuple(findings))
+
+
+def _covers(outer: Prefix, inner: Prefix) -> bool:
+    return outer.version == inner.version and outer.prefixlen <= inner.prefixlen and inner.network_address in outer
+
+
+def check_advertised(texts: Iterable[str], overlay: Iterable[Prefix] = ()) -> tuple[str, ...]:
+    """Prefixes the user wants to advertise, in canonical text. InvalidError names the first that can't be one, and what was meant."""
+    checked: dict[str, None] = {}
+    for text in texts:
+        try:
+            prefix = ip_network(text)
+        except ValueError:
+            raise InvalidError(_explain(text)) from None
+        why = unfit(prefix, overlay)
+        if why is not None:
+            raise InvalidError(f"{text} can't be advertised: {why}")
+        checked[str(prefix)] = None
+    if len(checked) > MAX_ROUTES:
+        raise InvalidError(f"at most {MAX_ROUTES} prefixes can be advertised")
+    return tuple(checked)
+
+
+def _explain(text: str) -> str:
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
+        return f"{text!r} is not a prefix such as 192.168.7.0/24"
+    return f"{text} has bits set behind its length; did you mean {meant}?"
+
+
+def key_changes(old: Netmap | None, new: Netmap) -> tuple[tuple[Peer, bytes, bool], ...]:
+    """Peers whose node key differs from the one known before: (peer, old key, whether the server says it is a renewal of that very key)."""
+    if old is None:
+        return ()
+    before = {peer.id: peer.node_key for peer in old.peers}
+    return tuple(
+        (peer, before[peer.id], peer.previous_node_key == before[peer.id]) for peer in new.peers if peer.id in before and before[peer.id] != peer.node_key
+    )
