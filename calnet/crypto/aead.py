@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from calnet.errors import AuthenticationError
 
+KEY_SIZE = 32
 TAG_SIZE = 16
 NONCE_SIZE = 12
 
@@ -64,15 +65,21 @@ def _sodium_backend() -> tuple[Callable[[bytes], Cipher], type[Exception]]:
         __slots__ = ("_key",)
 
         def __init__(self, key: bytes) -> None:
+            if len(key) != KEY_SIZE:
+                raise ValueError("the key is not 32 bytes")
             self._key = ffi.new("unsigned char[]", key)
 
         def seal_into(self, nonce: Buffer, data: Buffer, associated: Buffer | None, out: Buffer) -> None:
+            if len(nonce) != NONCE_SIZE:
+                raise ValueError("the nonce is not 12 bytes")
             if len(out) != len(data) + TAG_SIZE:
                 raise ValueError("the output buffer is not len(data) + 16 bytes")
             extra = associated or b""
             seal(from_buffer(out), null, from_buffer(data), len(data), from_buffer(extra), len(extra), null, from_buffer(nonce), self._key)
 
         def open_into(self, nonce: Buffer, data: Buffer, associated: Buffer | None, out: Buffer) -> None:
+            if len(nonce) != NONCE_SIZE:
+                raise ValueError("the nonce is not 12 bytes")
             if len(data) < TAG_SIZE:
                 raise SodiumTagError
             if len(out) != len(data) - TAG_SIZE:
