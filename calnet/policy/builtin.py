@@ -1,0 +1,134 @@
+"""The policy that holds until one is set: nodes of one user reach each other; tagged nodes and approved routes are reachable by all nodes. Pure.
+
+Who reaches whom here is enough for both: each node's packet filter, and who learns of whom (a node sees those it may reach and those that may reach it).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
+
+TEXT: Final = """\
+# The built-in policy: it holds until another is set.
+# Nodes of one user reach each other.
+# Tagged nodes are reachable by all nodes.
+# Approved routes are reachable by all nodes.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyNode:
+    """What policy has to know of an active node. `user` is None for a tagged one; `routes` are the approved prefixes it routes."""
+
+    id: NodeId
+    user: UserId | None
+    tagged: bool
+    addresses: tuple[Address, ...]
+    routes: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Whether policy lets a packet pass, and why, in words for a person."""
+
+    allowed: bool
+    why: str
+
+
+class BuiltinPolicy:
+    """The policy over a set of nodes that changes node by node. Asking about one node costs as much as it has peers, whatever the number of nodes."""
+
+    def __init__(self, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = ()) -> None:
+        """`overlay` are the prefixes that every node's addresses are in."""
+        self._overlay = tuple(overlay)
+        self._nodes: dict[NodeId, PolicyNode] = {}
+        self._of_user: dict[UserId, set[NodeId]] = {}
+        self._public: set[NodeId] = set()
+        for node in nodes:
+            self.put(node)
+
+    def put(self, node: PolicyNode) -> None:
+        """Add a node, or replace the one with its id."""
+        self.remove(node.id)
+        self._nodes[node.id] = node
+        if node.user is not None:
+            self._of_user.setdefault(node.user, set()).add(node.id)
+        if node.tagged or node.routes:
+            self._public.add(node.id)
+
+    def remove(self, node_id: NodeId) -> None:
+        """Forget a node; nothing happens where it is unknown."""
+        node = self._nodes.pop(node_id, None)
+        self._public.discard(node_id)
+        if node is not None and node.user is not None:
+            self._of_user[node.user].discard(node_id)
+            if not self._of_user[node.user]:
+                del self._of_user[node.user]
+
+    def visible(self, node_id: NodeId) -> set[NodeId]:
+        """The nodes that this one may reach or be reached by, which see it too. Empty for an unknown node."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return set()
+        seen = set(self._nodes) if node_id in self._public else self._public | self._mates(node)
+        seen.discard(node_id)
+        return seen
+
+    def sees(self, node_id: NodeId, other: NodeId) -> bool:
+        """Whether two nodes are visible to each other."""
+        node, there = self._nodes.get(node_id), self._nodes.get(other)
+        if node is None or there is None or node_id == other:
+            return False
+        return node_id in self._public or other in self._public or (node.user is not None and node.user == there.user)
+
+    def rules(self, node_id: NodeId) -> tuple[FilterRule, ...]:
+        """What this node's packet filter accepts. Empty for an unknown node."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return ()
+        rules = []
+        sources = self._overlay if node.tagged else self._hosts(self._mates(node) - {node_id})
+        if sources:
+            rules.append(FilterRule(sources, _hosts_of(node)))
+        if node.routes:
+            rules.append(FilterRule(self._overlay, node.routes))
+        return tuple(rules)
+
+    def explain(self, source: NodeId, destination: NodeId | Address, protocol: int, port: int) -> Explanation:
+        """Whether `source` may send to a node, or to an address (a node's, or one behind an approved route). This policy looks at neither protocol nor port."""
+        node = self._nodes.get(source)
+        if node is None:
+            return Explanation(False, "the source is no active node")
+        if isinstance(destination, int):
+            there = self._nodes.get(destination)
+            return Explanation(False, "the destination is no active node") if there is None else _explain_node(node, there)
+        for there in self._nodes.values():
+            if destination in there.addresses:
+                return _explain_node(node, there)
+        if any(destination in route for there in self._nodes.values() if there.id != source for route in there.routes):
+            return Explanation(True, "approved routes are reachable by all nodes")
+        return Explanation(False, "no active node has that address, and no approved route covers it")
+
+    def _mates(self, node: PolicyNode) -> set[NodeId]:
+        return set() if node.user is None else self._of_user[node.user]
+
+    def _hosts(self, ids: set[NodeId]) -> tuple[Prefix, ...]:
+        return tuple(prefix for node_id in sorted(ids) for prefix in _hosts_of(self._nodes[node_id]))
+
+
+def _hosts_of(node: PolicyNode) -> tuple[Prefix, ...]:
+    return tuple(ipaddress.ip_network(address) for address in node.addresses)
+
+
+def _explain_node(source: PolicyNode, destination: PolicyNode) -> Explanation:
+    if source.id == destination.id:
+        return Explanation(True, "a node reaches itself")
+    if destination.tagged:
+        return Explanation(True, "tagged nodes are reachable by all nodes")
+    if source.user is not None and source.user == destination.user:
+        return Explanation(True, "nodes of one user reach each other")
+    return Explanation(False, "no rule lets it: they have different owners, and the destination has no tag")
