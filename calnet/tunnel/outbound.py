@@ -1,0 +1,168 @@
+"""From the TUN to the wire: packets are sealed into one buffer, equal-sized ones of one session side by side, so that one system call sends them.
+
+Hot path: plainer and longer than elsewhere. A TUN read lies in `plain`; what it stands for is sealed from there into the send buffer, without a copy between.
+Counters and nonces of a batch are written by one strided assignment. A full super-packet of 49 packets of 1,280 bytes costs 240 µs here: 90 are the AEAD's,
+120 the headers and checksums of segment.py.
+
+A run is what one send carries: datagrams of one size, the last perhaps shorter, of one session. It ends when something that doesn't fit comes, when it is
+full, or by `flush`, which the data path calls when the TUN has nothing more to read: a packet never waits for another.
+
+A segment extension would seal chunks of a super-packet under a type of its own, in place of `seal_super`, for sessions whose peer announces it.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+from calnet.tunnel.segment import Super
+from calnet.tunnel.session import Session
+from calnet.wire.ip import VIRTIO_HEADER_SIZE
+from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
+
+START: Final = VIRTIO_HEADER_SIZE
+"""Where a packet begins in `plain`."""
+PADDING: Final = 16
+MAX_PACKET: Final = 65535
+MAX_RUN: Final = 64
+"""Datagrams of a run at most (UDP_MAX_SEGMENTS of older kernels)."""
+MAX_RUN_BYTES: Final = 65507
+_MAX_SHAPES: Final = 64
+_HEADER: Final = struct.Struct("<IIQ")
+_NONCE: Final = struct.Struct("<4xQ")
+_ZEROS: Final = bytes(PADDING)
+
+Send = Callable[[Session, memoryview, int], None]
+"""`send(session, datagrams, size)`: the datagrams lie side by side, `size` bytes each, the last perhaps shorter. The buffer is used again afterwards."""
+
+
+class Outbound:
+    """See the module's docstring. `mtu` is the tunnel interface's: padding never makes a packet longer than it (as WireGuard has it)."""
+
+    def __init__(self, mtu: int, send: Send) -> None:
+        self.mtu = mtu
+        self.plain = memoryview(bytearray(START + MAX_PACKET + 1 + PADDING))
+        self._send = send
+        self._wire = memoryview(bytearray(MAX_RUN_BYTES + 1 + TRANSPORT_OVERHEAD + MAX_PACKET + PADDING))
+        self._words = self._wire[: len(self._wire) // 8 * 8].cast("Q")
+        nonces = memoryview(bytearray(16 * MAX_RUN))
+        self._nonce_words = nonces.cast("Q")
+        self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(MAX_RUN)]
+        self._places: dict[tuple[int, int], list[tuple[slice, memoryview, slice]]] = {}
+        self._outs: dict[int, list[memoryview]] = {}
+        self._session: Session | None = None
+        self._size = self._count = self._limit = self._end = 0
+
+    def seal_packet(self, session: Session, length: int, start: int = START) -> None:
+        """Seal the packet of `length` bytes at `plain[start:]`; the bytes after it become its padding."""
+        padded = self._padded(length)
+        size = padded + TRANSPORT_OVERHEAD
+        if session is not self._session or size > self._size or self._count >= self._limit:
+            self._begin(session, size)
+        if padded != length:
+            self.plain[start + length : start + padded] = _ZEROS[: padded - length]
+        counter = session.take_counters(1)
+        end = self._end
+        _HEADER.pack_into(self._wire, end, MessageType.TRANSPORT, session.remote_index, counter)
+        session.seal_into(_NONCE.pack(counter), self.plain[start : start + padded], None, self._wire[end + TRANSPORT_HEADER_SIZE : end + size])
+        self._end = end + size
+        self._count += 1
+        if size < self._size:
+            self._limit = 0
+
+    def seal_super(self, session: Session, shape: Super, headers: list[bytes]) -> None:
+        """Seal the super-packet at `plain[START:]` as the packets that `headers` begin. Its bytes in `plain` are spent afterwards."""
+        header, step = shape.header, shape.segment
+        full = header + step
+        size = self._padded(full) + TRANSPORT_OVERHEAD
+        rest = shape.length - header - step * (len(headers) - 1)
+        whole = len(headers) if rest == step else len(headers) - 1
+        done = 0
+        while done < whole:
+            if session is not self._session or size != self._size or self._count >= self._limit:
+                self._begin(session, size)
+            take = min(self._limit - self._count, whole - done)
+            self._seal_full(session, shape, headers, done, take)
+            done += take
+        if whole < len(headers):
+            start = START + step * whole
+            self.plain[start : start + header] = headers[whole]
+            self.seal_packet(session, header + rest, start)
+
+    def flush(self) -> None:
+        """Send the run under way."""
+        session = self._session
+        if session is not None:
+            self._session = None
+            self._send(session, self._wire[: self._end], self._size)
+
+    def _begin(self, session: Session, size: int) -> None:
+        self.flush()
+        self._session = session
+        self._size = size
+        self._limit = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
+        self._count = self._end = 0
+
+    def _padded(self, length: int) -> int:
+        return min(-(-length // PADDING) * PADDING, max(self.mtu, length))
+
+    def _seal_full(self, session: Session, shape: Super, headers: list[bytes], done: int, take: int) -> None:
+        """Packets `done` to `done + take`, all of full size. A packet's header is written over the end of the payload before it, which is sealed already."""
+        size, count = self._size, self._count
+        self._write_counters(session, take)
+        places = self._places_for(shape.header, shape.segment, done + take)
+        outs = self._outs_for(size)[count : count + take]
+        plain, seal = self.plain, session.seal_into
+        if size == shape.header + shape.segment + TRANSPORT_OVERHEAD:
+            for one, (where, packet, _), nonce, out in zip(headers[done : done + take], places[done : done + take], self._nonces, outs, strict=False):
+                plain[where] = one
+                seal(nonce, packet, None, out)
+        else:
+            zeros = _ZEROS[: size - TRANSPORT_OVERHEAD - shape.header - shape.segment]
+            for one, (where, packet, padding), nonce, out in zip(headers[done : done + take], places[done : done + take], self._nonces, outs, strict=False):
+                plain[where] = one
+                following = bytes(plain[padding])
+                plain[padding] = zeros
+                seal(nonce, packet, None, out)
+                plain[padding] = following
+        self._count = count + take
+        self._end = self._count * size
+
+    def _write_counters(self, session: Session, take: int) -> None:
+        """Headers and nonces of the next `take` datagrams of the run."""
+        first = session.take_counters(take)
+        counters = array("Q", range(first, first + take))
+        self._nonce_words[1 : 2 * take : 2] = memoryview(counters)
+        size, begin = self._size, self._end
+        if size % 8 == 0:
+            words, begin, step = self._words, begin // 8, size // 8
+            words[begin : begin + take * step : step] = memoryview(array("Q", (session.remote_index << 32 | MessageType.TRANSPORT,)) * take)
+            words[begin + 1 : begin + take * step : step] = memoryview(counters)
+        else:
+            for k in range(take):
+                _HEADER.pack_into(self._wire, begin + k * size, MessageType.TRANSPORT, session.remote_index, first + k)
+
+    def _places_for(self, header: int, step: int, count: int) -> list[tuple[slice, memoryview, slice]]:
+        """For each packet of such a super-packet: where its header goes in `plain`, the padded packet, where its padding goes. Kept for a few shapes."""
+        places = self._places.get((header, step))
+        if places is None or len(places) < count:
+            if len(self._places) >= _MAX_SHAPES:
+                self._places.clear()
+            full, padded = header + step, self._padded(header + step)
+            places = []
+            for start in range(START, START + step * max(count, min(MAX_RUN, (MAX_PACKET - header) // step)), step):
+                places.append((slice(start, start + header), self.plain[start : start + padded], slice(start + full, start + padded)))
+            self._places[header, step] = places
+        return places
+
+    def _outs_for(self, size: int) -> list[memoryview]:
+        """Where the ciphertext of each datagram of a run goes."""
+        outs = self._outs.get(size)
+        if outs is None:
+            if len(self._outs) >= _MAX_SHAPES:
+                self._outs.clear()
+            starts = range(0, size * max(1, min(MAX_RUN, MAX_RUN_BYTES // size)), size)
+            outs = self._outs[size] = [self._wire[start + TRANSPORT_HEADER_SIZE : start + size] for start in starts]
+        return outs
