@@ -62,6 +62,9 @@ class UdpTransport(Protocol):
     def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
         """Call `ready` from `loop` once, as soon as a send to `endpoint` that returned False may be tried again."""
 
+    def forget_failures(self) -> None:
+        """Try batches again everywhere: the network has changed."""
+
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Undo `watch` and `when_writable`; harmless without them."""
 
@@ -166,7 +169,6 @@ class LinuxUdp:
         return _send_singly(one, datagrams, segment, endpoint)
 
     def forget_failures(self) -> None:
-        """Try batches again everywhere: the network has changed."""
         self._single.clear()
 
     def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:

@@ -18,7 +18,7 @@ from calnet.errors import WireError
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
 from calnet.wire.ip import NO_VIRTIO, Buffer, Protocol, packet_length
-from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, parse_transport_header
+from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType, parse_transport_header
 
 BUFFER_SIZE: Final = 65536
 _MAX_SHAPES: Final = 32
@@ -30,6 +30,8 @@ Accept = Callable[[Session, memoryview], bool]
 Write = Callable[[list[Buffer]], object]
 """Write one packet to the TUN, made of these parts."""
 FindSession = Callable[[int], Session | None]
+Other = Callable[[memoryview], None]
+"""`other(datagram)`: it is no transport message."""
 Opened = Callable[[Session, int, bool], None]
 """`opened(session, bytes, data)`: a batch was opened and its counters accepted; `data` is False if all were keepalives."""
 
@@ -37,7 +39,7 @@ Opened = Callable[[Session, int, bool], None]
 class Inbound:
     """See the module's docstring. `vnet`: the TUN takes virtio headers; `tcp`, `udp`: and super-packets of these."""
 
-    def __init__(self, *, vnet: bool, tcp: bool, udp: bool, session: FindSession, opened: Opened, accept: Accept, write: Write) -> None:
+    def __init__(self, *, vnet: bool, tcp: bool, udp: bool, session: FindSession, opened: Opened, accept: Accept, write: Write, other: Other) -> None:
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
         self._words = self.buffer.cast("Q")
         self._before: list[Buffer] = [NO_VIRTIO] if vnet else []
@@ -46,6 +48,7 @@ class Inbound:
         self._opened = opened
         self._accept = accept
         self._write = write
+        self._other = other
         nonces = memoryview(bytearray(16 * _MAX_KEPT))
         self._nonce_words = nonces.cast("Q")
         self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(_MAX_KEPT)]
@@ -55,14 +58,14 @@ class Inbound:
         """Datagrams that were not genuine, not new, or not allowed."""
 
     def receive(self, length: int, size: int) -> None:
-        """Take the batch of transport messages in `buffer[:length]`, `size` bytes each, the last perhaps shorter."""
+        """Take the batch of datagrams in `buffer[:length]`, `size` bytes each, the last perhaps shorter."""
         count = -(-length // size)
         if count > 1 and size % 8 == 0 and count <= _MAX_KEPT:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
                 count, length = count - 1, (count - 1) * size
             step = size // 8
             firsts = self._words[: (count - 1) * step + 1 : step].tolist()
-            if firsts.count(firsts[0]) == count and size >= TRANSPORT_OVERHEAD:
+            if firsts[0] & 0xFFFFFFFF == MessageType.TRANSPORT and firsts.count(firsts[0]) == count and size >= TRANSPORT_OVERHEAD:
                 self._receive_batch(length, size, count, firsts[0])
                 return
         for start in range(0, length, size):
@@ -73,7 +76,7 @@ class Inbound:
         try:
             index, counter = parse_transport_header(datagram)
         except WireError:
-            self.dropped += 1
+            self._other(datagram)
             return
         session = self._session(index)
         if session is None:
@@ -95,7 +98,7 @@ class Inbound:
 
     def _receive_batch(self, length: int, size: int, count: int, first_word: int) -> None:
         """A batch whose datagrams all begin with `first_word` (type and receiver index)."""
-        session = self._session(first_word >> 32) if first_word & 0xFFFFFFFF == 4 else None
+        session = self._session(first_word >> 32)
         if session is None:
             self.dropped += count
             return
