@@ -1,0 +1,366 @@
+"""One control session: the channel's handshake, then a node's messages answered and the netmap kept current (docs/protocol.md, control).
+
+Theory of operation. `serve_control` runs one accepted WebSocket to its end. Three tasks share it: the reader answers one message after the other, the
+writer alone sends (replies first, then the newest netmap if one is due), the keeper judges silence. The first to end ends the session.
+
+Error contract. Bytes that do not decode as a message get `Refused` with request 0, and the session goes on; so does a request that can't be granted, with
+its number. What breaks the channel (a seal that does not hold, too long a message, too many messages) ends it. Nothing is acted on before the first message
+that proves the key, nor after `end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from calnet import __version__
+from calnet.crypto.keys import PrivateKey, RandomBytes
+from calnet.errors import (
+    AuthenticationError,
+    CalnetError,
+    ForbiddenError,
+    LoginNeededError,
+    NotFoundError,
+    ProtocolError,
+    TimedOutError,
+    UnreachableError,
+    WireError,
+)
+from calnet.model import ControlKey, DiscoveryKey, Netmap, NodeId, NodeKey
+from calnet.roles.server.admission import RateLimiter
+from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, Connection
+from calnet.roles.server.control_hub import ControlHub
+from calnet.roles.server.durable import durable
+from calnet.roles.server.settings import PublicUrl
+from calnet.roles.server.standing import NodeState, RegisterRequest
+from calnet.wire import control
+from calnet.wire.channel import Channel
+
+log = logging.getLogger(__name__)
+
+MESSAGES_PER_S: Final = 50.0
+MESSAGES_BURST: Final = 400.0
+REQUESTS_PER_S: Final = 1.0
+"""Requests that cost a commit."""
+REQUESTS_BURST: Final = 30.0
+MAX_QUEUED: Final = 1024
+"""Messages waiting for a connection that does not take them: candidates are dropped before, the session ends here."""
+MAX_QUEUED_CANDIDATES: Final = 256
+_ENDING_STATES: Final = {
+    NodeState.UNREGISTERED: ("deleted", "this node was deleted"),
+    NodeState.DISABLED: ("disabled", "this node was disabled"),
+    NodeState.EXPIRED: ("expired", "this node's key expired: log in again"),
+}
+
+
+async def serve_control(hub: ControlHub, connection: Connection, random: RandomBytes) -> None:
+    """Run an accepted connection to its end."""
+    try:
+        origin = connection.origin()
+        channel = await _handshake(hub, connection, random)
+    except UnreachableError:
+        return
+    except CalnetError as error:
+        await connection.close(CLOSE_PROTOCOL, str(error))
+        return
+    await ControlSession(hub, connection, channel, origin).run()
+
+
+async def _handshake(hub: ControlHub, connection: Connection, random: RandomBytes) -> Channel:
+    channel = Channel.server(hub.registry.control_key, PrivateKey.generate(random))
+    try:
+        async with asyncio.timeout(hub.timing.handshake_s):
+            answer = channel.receive_handshake(await connection.receive())
+            if answer is not None:
+                await connection.send(answer)
+    except TimeoutError:
+        raise TimedOutError("no handshake came in time") from None
+    return channel
+
+
+class _SessionEndError(CalnetError):
+    """The session is over; `close_code` is the WebSocket's."""
+
+    def __init__(self, close_code: int, text: str) -> None:
+        super().__init__(text)
+        self.close_code = close_code
+
+
+class ControlSession:
+    """See the module. Made once the handshake is done; `run` returns when the connection is closed."""
+
+    def __init__(self, hub: ControlHub, connection: Connection, channel: Channel, origin: PublicUrl) -> None:
+        self.control_key: bytes = channel.remote_static
+        self.node: NodeId | None = None
+        self._hub = hub
+        self._registry = hub.registry
+        self._connection = connection
+        self._channel = channel
+        self._origin = origin
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[control.Message] = deque()
+        self._wake = asyncio.Event()
+        self._netmap_due = False
+        self._claimed: int | None = None
+        self._held: Netmap | None = None
+        self._told: tuple[NodeState, str] = (NodeState.UNREGISTERED, "")
+        self._answering = False
+        self._recheck = False
+        self._ending: str | None = None
+        self._admitted = False
+        self._heard_at = self._loop.time()
+        self._messages = RateLimiter(MESSAGES_PER_S, MESSAGES_BURST)
+        self._requests = RateLimiter(REQUESTS_PER_S, REQUESTS_BURST)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Serve until either side ends it."""
+        self._welcome()
+        self._tasks = [self._loop.create_task(part) for part in (self._read(), self._write(), self._keep())]
+        code, text = CLOSE_NORMAL, ""
+        try:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._ending = self._ending or "gone"
+            self._hub.leave(self)
+            self._connection.authenticated()
+            for task in self._tasks:
+                task.cancel()
+            ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+            code, text = self._why(ended)
+            await self._connection.close(code, text)
+
+    def _why(self, ended: list[BaseException | None]) -> tuple[int, str]:
+        for error in ended:
+            if isinstance(error, _SessionEndError):
+                return error.close_code, str(error)
+            if isinstance(error, CalnetError):
+                return (CLOSE_NORMAL if isinstance(error, UnreachableError) else CLOSE_PROTOCOL), str(error)
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                log.error("control_session_failed node=%s", self.node, exc_info=error)
+                return CLOSE_POLICY, "an internal error"
+        return CLOSE_GOING_AWAY, self._ending or ""
+
+    # --- what the hub asks
+
+    def end(self, code: str, text: str) -> None:
+        """Say `Bye` and close; nothing that arrives is acted on any more."""
+        if self._ending is None:
+            self._ending = text
+            self._queue.append(control.Bye(code, text))
+            self._wake.set()
+            self._loop.call_later(self._hub.timing.drain_s, self._cut)
+
+    def _cut(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def netmap_due(self) -> None:
+        """Send what changed in the netmap as soon as the connection takes it."""
+        self._netmap_due = True
+        self._wake.set()
+
+    def standing_changed(self) -> None:
+        """Look up where this machine stands, tell it, and end where it may not stay. A request under way is answered first."""
+        if self._answering:
+            self._recheck = True
+            return
+        standing = self._registry.standing(ControlKey(self.control_key))
+        before = self._told[0]
+        self._tell(standing.state, standing.code)
+        if standing.state in _ENDING_STATES and before != standing.state:
+            self.end(*_ENDING_STATES[standing.state])
+        elif standing.state is NodeState.ACTIVE:
+            self.netmap_due()
+
+    def deliver_candidates(self, sender: NodeId, endpoints: tuple[str, ...]) -> None:
+        """Pass on a peer's candidates; dropped where the node does not read."""
+        if len(self._queue) < MAX_QUEUED_CANDIDATES:
+            self._say(control.Candidates(sender, endpoints))
+
+    def _tell(self, state: NodeState, code: str, request: int = 0) -> None:
+        if request or self._told != (state, code):
+            self._told = (state, code)
+            self._say(control.State(state.value, code, request))
+
+    def _say(self, message: control.Message) -> None:
+        if self._ending is None:
+            self._queue.append(message)
+            self._wake.set()
+
+    def _welcome(self) -> None:
+        standing = self._registry.standing(ControlKey(self.control_key))
+        self.node = standing.node
+        self._told = (standing.state, standing.code)
+        self._say(control.Welcome(self._hub.clock(), __version__, standing.node or 0, standing.state.value, standing.code))
+
+    # --- the three tasks
+
+    async def _write(self) -> None:
+        while True:
+            while self._queue:
+                await self._send(self._queue.popleft())
+            if self._ending is not None:
+                raise _SessionEndError(CLOSE_GOING_AWAY, self._ending)
+            if self._netmap_due:
+                self._netmap_due = False
+                await self._send_netmap()
+                continue
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _send(self, message: control.Message) -> None:
+        for part in self._channel.send(control.encode(message)):
+            await self._connection.send(part)
+
+    async def _send_netmap(self) -> None:
+        if self._claimed is None or self.node is None:
+            return
+        try:
+            current = self._hub.netmap_of(self.node, self._origin)
+        except NotFoundError:
+            return
+        base = self._held or self._hub.recall(self.node, self._claimed)
+        if self._held is not None and self._held.version == current.version:
+            return
+        if self._held is None and self._claimed == current.version:
+            message: control.Message = control.NetmapUnchanged(current.version)
+        else:
+            message = control.wire_netmap(current) if base is None else control.difference(base, current)
+        self._held = current
+        self._hub.remember(self.node, current)
+        await self._send(message)
+
+    async def _keep(self) -> None:
+        timing, number = self._hub.timing, 0
+        while True:
+            silence = self._loop.time() - self._heard_at
+            if silence >= (timing.silence_s if self._admitted else timing.confirm_s) or len(self._queue) > MAX_QUEUED:
+                raise _SessionEndError(CLOSE_POLICY, f"nothing was heard for {silence:.0f} s")
+            if silence >= timing.keepalive_s and self._admitted:
+                number += 1
+                self._say(control.Ping(number))
+            await asyncio.sleep(timing.keepalive_s / 2)
+
+    async def _read(self) -> None:
+        while True:
+            whole = self._channel.receive(await self._connection.receive())
+            self._heard_at = self._loop.time()
+            if not self._messages.allow(b"", self._heard_at):
+                raise ProtocolError("too many messages")
+            if not self._admitted:
+                self._admit()
+            if whole is not None and self._ending is None:
+                await self._take(whole)
+
+    def _admit(self) -> None:
+        self._admitted = True
+        self._connection.authenticated()
+        self.node = self._registry.standing(ControlKey(self.control_key)).node
+        if not self._hub.admit(self):
+            raise _SessionEndError(CLOSE_GOING_AWAY, "the server stops")
+        self.standing_changed_since_welcome()
+
+    def standing_changed_since_welcome(self) -> None:
+        """What happened between welcome and admission reached no session: look again."""
+        standing = self._registry.standing(ControlKey(self.control_key))
+        self._tell(standing.state, standing.code)
+
+    # --- a node's messages
+
+    async def _take(self, whole: bytes) -> None:
+        try:
+            message = control.decode_from_node(whole)
+        except WireError as error:
+            self._refuse(0, error)
+            return
+        request = message.request if isinstance(message, control.Register | control.Update | control.Logout) else 0
+        self._answering = True
+        try:
+            await self._answer(message)
+        except CalnetError as error:
+            self._refuse(request, error)
+        finally:
+            self._answering = False
+        if self._recheck:
+            self._recheck = False
+            self.standing_changed()
+
+    def _refuse(self, request: int, error: CalnetError) -> None:
+        self._say(control.Refused(request, error.code, str(error)))
+
+    async def _answer(self, message: control.NodeMessage) -> None:
+        match message:
+            case control.Register():
+                await self._register(message)
+            case control.Subscribe():
+                self._claimed, self._held = message.version, None
+                self.netmap_due()
+            case control.Update():
+                self._count_request()
+                await durable(
+                    self._registry.update(self._registered(), hostname=message.hostname, routes=message.routes, os=message.os, version=message.version)
+                )
+                self._say(control.Done(message.request))
+            case control.Logout():
+                await durable(self._registry.logout(self._registered()))
+                self._say(control.Done(message.request))
+            case control.Publish():
+                self._registry.publish(self._active(), control.parse_endpoints(message.endpoints))
+            case control.Candidates():
+                self._pass_candidates(message)
+            case control.Ping():
+                self._say(control.Pong(message.number, self._hub.clock()))
+            case control.Pong():
+                pass
+
+    def _count_request(self) -> None:
+        if not self._requests.allow(b"", self._loop.time()):
+            raise ForbiddenError("too many requests in one session: wait a moment")
+
+    def _registered(self) -> NodeId:
+        if self.node is None:
+            raise LoginNeededError("this machine is not registered here")
+        return self.node
+
+    def _active(self) -> NodeId:
+        node = self._registered()
+        if self._registry.standing_of(node).state is not NodeState.ACTIVE:
+            raise LoginNeededError("this node is not active")
+        return node
+
+    async def _register(self, message: control.Register) -> None:
+        self._count_request()
+        expected = control.registration_proof(self._registry.control_key, message.node_key, self._channel.hash, message.node_key, message.discovery_key)
+        if not control.proof_holds(message.proof, expected):
+            raise AuthenticationError("the proof of the node key does not hold")
+        standing = await durable(
+            self._registry.register(
+                RegisterRequest(
+                    control_key=ControlKey(self.control_key),
+                    node_key=NodeKey(message.node_key),
+                    discovery_key=DiscoveryKey(message.discovery_key),
+                    hostname=message.hostname,
+                    os=message.os,
+                    version=message.version,
+                    routes=message.routes,
+                    auth_key=message.auth_key,
+                )
+            )
+        )
+        if standing.node is not None:
+            self._hub.bind(self, standing.node)
+        if standing.state is NodeState.ACTIVE and standing.node is not None:
+            self._told = (standing.state, standing.code)
+            self._say(control.Registered(message.request, standing.node, standing.key_expires))
+            self.netmap_due()
+        else:
+            self._tell(standing.state, standing.code, message.request)
+
+    def _pass_candidates(self, message: control.Candidates) -> None:
+        endpoints = control.parse_endpoints(message.endpoints)
+        texts = tuple(str(endpoint) for endpoint in endpoints)
+        if not self._hub.pass_candidates(self._active(), NodeId(message.peer), texts):
+            raise NotFoundError(f"node {message.peer} is none of this node's peers")

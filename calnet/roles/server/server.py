@@ -1,0 +1,227 @@
+"""One running server: sockets, HTTP, sessions, STUN, admin socket and the timer of the registry, started together and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from calnet.crypto.keys import RandomBytes
+from calnet.errors import CalnetError, ConfigError
+from calnet.host.local_socket import LocalServer, serve_local
+from calnet.roles.server.admin import AdminHandler
+from calnet.roles.server.admission import Gate
+from calnet.roles.server.app import build_app
+from calnet.roles.server.connection import in_prefixes
+from calnet.roles.server.control_hub import ControlHub
+from calnet.roles.server.control_session import serve_control
+from calnet.roles.server.durable import durable
+from calnet.roles.server.listeners import tcp_listener, udp_socket
+from calnet.roles.server.registry import Registry
+from calnet.roles.server.relay_hub import RelayHub
+from calnet.roles.server.relay_session import serve_relay
+from calnet.roles.server.settings import ServerSettings
+from calnet.roles.server.standing import Changed
+from calnet.roles.server.stun_service import StunService
+from calnet.roles.server.timing import Timing
+from calnet.roles.server.web_protocol import BoundedWebSocketProtocol, bounded_http
+
+log = logging.getLogger(__name__)
+
+MAX_WEBSOCKET_MESSAGE: Final = 65_536
+"""A Noise message and a relay frame are both shorter."""
+STOP_LIMIT_S: Final = 2.0
+"""How long HTTP connections may take to end, once told to."""
+HOUSEKEEPING_LIMIT_S: Final = 60.0
+"""The longest time between two looks at the clock, so that a clock set forward is noticed."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without signal handlers of its own: the composition root has them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class CalnetServer:
+    """`start` makes one that serves; `stop` ends it. Everything runs on the event loop it was started on, but the registry's writer."""
+
+    def __init__(self, settings: ServerSettings, registry: Registry, *, clock: Callable[[], float], random: RandomBytes, timing: Timing) -> None:
+        self.settings = settings
+        self.registry = registry
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._accepting = False
+        self._housekeeping_wake = asyncio.Event()
+        self._gate = Gate()
+        self._listener = tcp_listener(settings.listen)
+        try:
+            self._stun = StunService(udp_socket(settings.stun_listen), self._loop)
+        except CalnetError:
+            self._listener.close()
+            raise
+        self.control = ControlHub(registry, loop=self._loop, clock=clock, public_url=settings.url, stun_port=self._stun.port, timing=timing)
+        self.relay = RelayHub(registry, timing=timing)
+        self._random = random
+        self._uvicorn: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._admin: LocalServer | None = None
+
+    @classmethod
+    async def start(
+        cls, settings: ServerSettings, registry: Registry, *, clock: Callable[[], float], random: RandomBytes, timing: Timing | None = None
+    ) -> CalnetServer:
+        """A server that serves; the registry stays the caller's to close.
+
+        HostError where a port or the socket is taken, ConfigError for a certificate that can't be used.
+        """
+        server = cls(settings, registry, clock=clock, random=random, timing=timing or Timing())
+        try:
+            await server._start()
+        except BaseException:
+            await server.stop()
+            raise
+        return server
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._port
+
+    @property
+    def stun_port(self) -> int:
+        """The STUN server's UDP port."""
+        return self._stun.port
+
+    @property
+    def url(self) -> str:
+        """`--url`, or where this server is reached from its own machine."""
+        if self.settings.url is not None:
+            return str(self.settings.url)
+        host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(self.settings.listen.host, self.settings.listen.host)
+        return f"{'https' if self.settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Tell every session, end every connection, close every socket."""
+        self._accepting = False
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+        self.control.close()
+        self.relay.close()
+        await self._drained()
+        if self._uvicorn is not None and self._serving is not None:
+            self._uvicorn.should_exit = True
+            await asyncio.gather(self._serving, return_exceptions=True)
+        self._listener.close()
+        self._stun.close()
+        if self._admin is not None:
+            await self._admin.close()
+
+    def reload(self, settings: ServerSettings) -> tuple[str, ...]:
+        """Take over what can change while serving: the public URL, and the certificate (read anew). Names the settings that need a restart.
+
+        ConfigError for a certificate that can't be used; the old one stays then.
+        """
+        context = self._uvicorn.config.ssl if self._uvicorn is not None else None
+        if context is not None and settings.tls_cert is not None and settings.tls_key is not None:
+            with _explained(settings):
+                context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        self.control.set_public_url(settings.url)
+        names = ("state_dir", "listen", "stun_listen", "store", "prefix", "trusted_proxies", "tls")
+        return tuple(name.replace("_", "-") for name in names if getattr(settings, name) != getattr(self.settings, name))
+
+    async def _start(self) -> None:
+        self._port: int = self._listener.getsockname()[1]
+        self._uvicorn = _Uvicorn(self._uvicorn_config())
+        self.registry.subscribe(self._changed_on_any_thread)
+        self._admin = await serve_local(self.settings.state_dir / "admin.sock", AdminHandler(self.registry), mode=0o600)
+        self._serving = self._loop.create_task(self._uvicorn.serve(sockets=[self._listener]))
+        while not self._uvicorn.started:
+            if self._serving.done():
+                self._serving.result()
+                raise CalnetError("the HTTP server did not start")
+            await asyncio.sleep(0.005)
+        self._timer = self._loop.create_task(self._housekeep())
+        self._accepting = True
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        trusted = self.settings.trusted_proxies
+        app = build_app(
+            control_key=self.registry.control_key.public,
+            serve_control=lambda connection: serve_control(self.control, connection, self._random),
+            serve_relay=lambda connection: serve_relay(self.relay, connection, self._random),
+            ready=lambda: self._accepting,
+            gate=self._gate,
+            trusted=trusted,
+        )
+        config = uvicorn.Config(
+            app,
+            http=bounded_http(self._gate, lambda host: in_prefixes(host, trusted)),
+            ws=BoundedWebSocketProtocol,
+            ws_max_size=MAX_WEBSOCKET_MESSAGE,
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(STOP_LIMIT_S),
+            ssl_certfile=self.settings.tls_cert,
+            ssl_keyfile=str(self.settings.tls_key) if self.settings.tls_key else None,
+        )
+        with _explained(self.settings):
+            config.load()
+        return config
+
+    def _changed_on_any_thread(self, change: Changed) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile
+            self._loop.call_soon_threadsafe(self._changed, change)
+
+    def _changed(self, change: Changed) -> None:
+        self.relay.changed(change)
+        self.control.changed(change)
+        self._housekeeping_wake.set()
+
+    async def _housekeep(self) -> None:
+        while True:
+            self._housekeeping_wake.clear()
+            deadline = self.registry.next_deadline()
+            if deadline is not None and deadline <= self._clock():
+                try:
+                    await durable(self.registry.housekeeping())
+                except CalnetError as error:  # a full disk, say: what is due stays due
+                    log.error("housekeeping_failed reason=%s", error)
+                    await asyncio.sleep(5.0)
+                else:
+                    await asyncio.sleep(0.05)  # a deadline that doesn't move must not spin
+                continue
+            wait = HOUSEKEEPING_LIMIT_S if deadline is None else min(HOUSEKEEPING_LIMIT_S, deadline - self._clock())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(wait, 0.001)):
+                    await self._housekeeping_wake.wait()
+
+    async def _drained(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while len(self.control) or len(self.relay):
+                    await asyncio.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _explained(settings: ServerSettings) -> Generator[None, None, None]:
+    try:
+        yield
+    except (OSError, ssl.SSLError) as error:
+        what: Path | None = settings.tls_cert
+        raise ConfigError(f"the certificate {what} and key {settings.tls_key} can't be used: {error.strerror or error}") from None

@@ -1,0 +1,25 @@
+"""The sessions' times in seconds, one value so that tests can shorten them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calnet.wire import relay
+from calnet.wire.control import GATHER_S, KEEPALIVE_S, SILENCE_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """See the fields."""
+
+    handshake_s: float = 10.0
+    """From the connection to the handshake's first message."""
+    confirm_s: float = 40.0
+    """From the handshake to the first message that proves the key; a node with nothing to say sends a keepalive before that."""
+    keepalive_s: float = KEEPALIVE_S
+    silence_s: float = SILENCE_LIMIT_S
+    gather_s: float = GATHER_S
+    relay_keepalive_s: float = relay.KEEPALIVE_S
+    relay_silence_s: float = relay.SILENCE_LIMIT_S
+    drain_s: float = 1.0
+    """What an ended session may still take to send why."""

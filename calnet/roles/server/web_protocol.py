@@ -1,0 +1,127 @@
+"""uvicorn's HTTP and WebSocket protocols with the bounds they lack: time and size of a request's head, connections that have not authenticated, and the
+end of a connection whose other side no longer reads."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.transports import BaseTransport
+from collections.abc import Callable
+from typing import Any, Final
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+
+from calnet.roles.server.admission import Gate, source_of
+
+HEAD_TIMEOUT_S: Final = 10.0
+"""From the connection (or the end of the last request) to the end of a request's head."""
+HEAD_LIMIT: Final = 32_768
+"""Bytes of a request's head."""
+LINGER_S: Final = 3.0
+"""How long a closed WebSocket may take to be read to its end by the other side."""
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One HTTP connection. It counts at the gate until it ends or becomes a WebSocket; that then counts itself, until it has authenticated."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        gate: Gate,
+        trusted: Callable[[str], bool],
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._gate = gate
+        self._trusted = trusted
+        self._source: bytes | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        host = self.client[0] if self.client else ""
+        source = source_of(host)
+        if not self._gate.enter(source, trusted=self._trusted(host)):
+            transport.abort()
+            return
+        self._source = source
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        self._leave()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_LIMIT:
+            self._refuse(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._in_head:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._leave()
+        super().handle_websocket_upgrade()
+
+    def _await_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, b"HTTP/1.1 408 Request Timeout\r\n")
+
+    def _end_head(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status_line: bytes) -> None:
+        self._end_head()
+        if not self.transport.is_closing():
+            self.transport.write(status_line + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+    def _leave(self) -> None:
+        if self._source is not None:
+            self._gate.leave(self._source)
+            self._source = None
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket connection, cut off where its other side doesn't read what closes it."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        self.close_timeout = LINGER_S
+
+    async def run_asgi(self) -> None:
+        try:
+            await super().run_asgi()
+        finally:
+            self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def bounded_http(gate: Gate, trusted: Callable[[str], bool]) -> type[asyncio.Protocol]:
+    """The HTTP protocol class for uvicorn's configuration, which counts at `gate`; `trusted` says which hosts are proxies."""
+
+    class GatedHttpProtocol(BoundedHttpProtocol):
+        def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
+            super().__init__(config, server_state, app_state, _loop, gate=gate, trusted=trusted)
+
+    return GatedHttpProtocol
