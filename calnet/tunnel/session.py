@@ -15,6 +15,7 @@ from calnet.crypto.aead import TAG_SIZE, BadTag, new_cipher, nonce_of
 from calnet.errors import AuthenticationError, ProtocolError, StateMisuseError
 from calnet.tunnel.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 from calnet.tunnel.replay import ReplayWindow
+from calnet.tunnel.timers import NEVER
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, Buffer, parse_transport_header, transport_header
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Session:
         "local_index",
         "open_into",
         "peer",
+        "rekey_at",
         "remote_index",
         "remote_static",
         "replay",
@@ -53,6 +55,8 @@ class Session:
         self.remote_static = remote_static
         self.created_at = now
         self.expires_at = now + REJECT_AFTER_TIME
+        self.rekey_at = NEVER
+        """When the initiator, sending, begins a new handshake; the responder doesn't."""
         self.send_counter = 0
         self.replay = ReplayWindow()
         self.seal_into = new_cipher(keys[0]).seal_into

@@ -5,8 +5,8 @@ yet, a handshake has begun and the packet waits until `SessionReady`. Handshake 
 `session_by_index(index, now)`, in the order: AEAD, replay window, `data_received`, `owns` for the inner source. After each call the shell performs the
 effects in order and sleeps until `next_deadline()`, then calls `on_timer`.
 
-Both sides may initiate at the same moment: each answers the other and keeps its own handshake, so two sessions stand; both receive, each side sends under the
-one it initiated, and the jitter of the next rekey leaves one.
+Both sides may initiate at the same moment: each answers the other and keeps its own handshake, so two sessions stand; both receive, and each side sends
+under the one it initiated. The side with the smaller key then leaves the next rekey to the other for a while, which leaves one session.
 
 Error contract. Nothing raises for what another party sent: a datagram that is not genuine, new and addressed to us gives no effect and changes no state
 (under load: gives a cookie reply), and the genuine one that follows still works. `now` is monotonic seconds (a clock that goes on while the machine
@@ -23,6 +23,7 @@ from calnet.model import NodeId, PeerKind, Source
 from calnet.tunnel import handshake
 from calnet.tunnel.constants import (
     HANDSHAKE_INITIATION_RATE,
+    KEEPALIVE_TIMEOUT,
     MAX_HANDSHAKE_ATTEMPTS,
     REJECT_AFTER_MESSAGES,
     REKEY_AFTER_MESSAGES,
@@ -44,7 +45,7 @@ from calnet.tunnel.effects import (
     TunnelEffect,
 )
 from calnet.tunnel.gate import Gate, Refused
-from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
+from calnet.tunnel.peer import LONG_AGO, TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.session import Session
 from calnet.tunnel.timers import NEVER
@@ -120,7 +121,7 @@ class Tunnel:
         session = peer.current
         if session is None or now >= session.expires_at or session.send_counter >= REJECT_AFTER_MESSAGES:
             return None, self._initiate(peer, now, wall)
-        if session.send_counter > REKEY_AFTER_MESSAGES or (session.initiator and now - session.created_at > REKEY_AFTER_TIME + peer.timers.jitter):
+        if now > session.rekey_at or session.send_counter > REKEY_AFTER_MESSAGES:
             return session, self._initiate(peer, now, wall)
         return session, []
 
@@ -220,10 +221,14 @@ class Tunnel:
         session = Session(
             peer, local_index=pending.local_index, remote_index=message.sender, initiator=True, remote_static=pending.remote_static, keys=keys, now=now
         )
+        crossed = any(now - other.created_at < REKEY_TIMEOUT for other in peer.sessions())
         self._sessions[session.local_index] = session
         self._forget_sessions(peer.add_initiated(session))
         peer.timers.completed()
         self._derived(peer, now)
+        session.rekey_at = now + REKEY_AFTER_TIME + peer.timers.jitter
+        if crossed and self._identity.public < pending.remote_static:
+            session.rekey_at += KEEPALIVE_TIMEOUT
         peer.last_handshake_at = wall
         return [*self._moved(peer, source), SessionReady(peer.id), SendKeepalive(session, confirms=True)]
 
@@ -344,10 +349,10 @@ class Tunnel:
         for session in stale:
             peer.remove(session)
         self._forget_sessions(stale)
-        if moved and peer.pending is not None:
+        if moved:
             self._forget_pending(peer)
-            peer.timers.abandon_handshake()
-            peer.handshake_sent_at = float("-inf")
+            peer.timers.completed()
+            peer.handshake_sent_at = LONG_AGO
         return [SessionsDropped(peer.id)] if stale and not peer.sessions() else []
 
     def _index_peers(self) -> None:
@@ -362,6 +367,7 @@ class Tunnel:
         self._forget_pending(peer)
         self._forget_sessions(peer.forget_keys())
         peer.timers.abandon_handshake()
+        peer.handshake_sent_at = LONG_AGO
         return [SessionsDropped(peer.id)]
 
     def _forget_sessions(self, sessions: Iterable[Session]) -> None:
