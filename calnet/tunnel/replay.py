@@ -1,7 +1,7 @@
 """The replay window (RFC 6479's task, solved with one big integer).
 
 Hot path: attributes and integers only. A window of 8,192 counters is one int of 1 KiB, bit i standing for the counter i below the greatest accepted.
-Accepting a consecutive run of any length in order is one shift, one OR and one AND: 0.3 µs, where a loop over 44 datagrams costs 20.
+Accepting a consecutive run of any length in order is one shift, one OR and one AND: 0.7 µs for 44 datagrams, where one by one they cost 30.
 
 Call it after the AEAD: a forged counter must not move the window. A refused counter changes nothing.
 """
