@@ -21,7 +21,7 @@ from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import AuthenticationError, CalnetError, RemoteError, TimedOutError, UnreachableError, WireError, by_code
 from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node.state import Keys
-from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff
+from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff, first_error
 from calnet.wire import control
 from calnet.wire.channel import Channel
 
@@ -46,7 +46,7 @@ class ControlEvents(Protocol):
     def server_key_wrong(self, error: AuthenticationError) -> None:
         """The server at our URL did not prove the pinned key."""
 
-    def standing(self, state: str, code: str) -> None:
+    def standing_changed(self, state: str, code: str) -> None:
         """Where this machine stands now."""
 
     def netmap_arrived(self, netmap: Netmap) -> None:
@@ -130,8 +130,7 @@ class ControlClient:
         answer = await self._request(lambda number: message(number, proof))
         if not isinstance(answer, control.Registered | control.State):
             raise UnreachableError("the server gave an answer that fits no registration")
-        if isinstance(answer, control.Registered):
-            self.subscribe()
+        self.subscribe()
         return answer
 
     async def update(self, *, hostname: str | None = None, routes: tuple[str, ...] | None = None) -> None:
@@ -207,7 +206,7 @@ class ControlClient:
                 tasks.create_task(self._read(socket, channel))
                 tasks.create_task(self._keep_alive())
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise first_error(group) from group
 
     async def _greet(self, socket: MessageSocket, channel: Channel) -> control.Welcome:
         try:
@@ -278,7 +277,7 @@ class ControlClient:
                     self._events.server_time(message.server_time - self._wall())
             case control.State():
                 self._answer(message.request, message)
-                self._events.standing(message.state, message.code)
+                self._events.standing_changed(message.state, message.code)
             case control.Registered() | control.Done():
                 self._answer(message.request, message)
             case control.Refused():
@@ -327,9 +326,3 @@ class ControlClient:
         socket, self._socket = self._socket, None
         if socket is not None:
             await socket.close()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The CalnetError that ended the session's tasks; what is none of ours comes first, as it is a defect."""
-    found = [_first(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
-    return next((error for error in found if not isinstance(error, CalnetError)), found[0])

@@ -88,6 +88,8 @@ class NodeState:
     """The server has accepted this machine's keys (or made it wait for approval) at least once."""
     logged_out: bool = False
     """`logout` was called: no registration until `login` or `up`."""
+    unconfirmed: bool = False
+    """The node key was renewed here, and the server has not confirmed it yet."""
     renewed_at: float = 0.0
     """Unix time at which `keys.previous` was replaced."""
     prefs: Prefs = field(default_factory=Prefs)
@@ -112,6 +114,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     server_key: str | None = None
     registered: bool = False
     logged_out: bool = False
+    unconfirmed: bool = False
     renewed_at: float = 0.0
     want_up: bool = False
     hostname: str = ""
@@ -141,6 +144,7 @@ def encode_state(state: NodeState) -> bytes:
         server_key=None if state.server_key is None else encode_key(state.server_key),
         registered=state.registered,
         logged_out=state.logged_out,
+        unconfirmed=state.unconfirmed,
         renewed_at=state.renewed_at,
         want_up=prefs.want_up,
         hostname=prefs.hostname,
@@ -182,7 +186,16 @@ def _state_of(document: _Document) -> NodeState:
         pins=tuple(Pin(pin.id, pin.name, tuple(pin.addresses), decode_key(pin.node_key)) for pin in document.pins),
     )
     server_key = None if document.server_key is None else decode_key(document.server_key)
-    return NodeState(keys, document.server_url, server_key, document.registered, document.logged_out, document.renewed_at, prefs)
+    return NodeState(
+        keys,
+        document.server_url,
+        server_key,
+        registered=document.registered,
+        logged_out=document.logged_out,
+        unconfirmed=document.unconfirmed,
+        renewed_at=document.renewed_at,
+        prefs=prefs,
+    )
 
 
 class StateDirectory:

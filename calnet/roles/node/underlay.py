@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from calnet.crypto.keys import decode_key
-from calnet.errors import InvalidError, ProtocolError, UnreachableError
+from calnet.errors import CalnetError, InvalidError, ProtocolError, UnreachableError
+from calnet.model import Endpoint
 
 CONNECT_TIMEOUT_S: Final = 10.0
 STAGGER_S: Final = 0.25
@@ -226,6 +227,21 @@ def websocket_dial(mark: int) -> Dial:
     return dial
 
 
+async def resolve(servers: Sequence[str]) -> tuple[Endpoint, ...]:
+    """The UDP addresses of `host:port` texts; what doesn't parse or resolve is left out."""
+    loop = asyncio.get_running_loop()
+    found: dict[Endpoint, None] = {}
+    for text in servers:
+        host, _, port = text.rpartition(":")
+        try:
+            entries = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+        except (OSError, ValueError, UnicodeError):
+            continue
+        for entry in entries:
+            found[Endpoint(str(entry[4][0]).partition("%")[0], int(entry[4][1]))] = None
+    return tuple(found)
+
+
 async def fetch_server_key(server: Server, mark: int) -> bytes:
     """The control key a server says it has (`GET /control/key`): trust on first use. UnreachableError; ProtocolError where the answer is none."""
     connection = await connect_marked(server.host, server.port, mark)
@@ -262,3 +278,9 @@ def _get(connection: socket.socket, server: Server) -> tuple[int, bytes]:
 def backoff(attempt: int, fraction: float, limit: float = 30.0) -> float:
     """Seconds before reconnection number `attempt` (0 is the first): doubling from 0.5 s, `limit` at most, jittered to 50-100 % by `fraction` in [0, 1)."""
     return min(limit, 0.5 * float(1 << min(attempt, 16))) * (0.5 + fraction / 2)
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The CalnetError that ended a connection's tasks; what is none of ours comes first, as it is a defect."""
+    found = [first_error(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in found if not isinstance(error, CalnetError)), found[0])

@@ -1,0 +1,668 @@
+"""The daemon: one state, and everything that follows from it.
+
+Theory of operation. Four things decide what runs: what the user wants (`Prefs.want_up`), where the server says this machine stands (`standing`, "unknown"
+until it has spoken), the netmap (the last one, from disk until the server sends another), and this node's key expiry. `_settle` compares them with what
+runs and starts or stops control session, relay and data path; it is called after each change, and changes nothing where nothing has to. What is set
+up on the machine follows in one task (`_keep_host`), as it takes time. Whatever has to outlive a crash is durable before it is acted on.
+
+Error contract. HostError and StateError of `start` end the daemon; later ones become health lines, and the thing is tried again at the next change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from calnet import __version__
+from calnet.crypto.keys import RandomBytes, encode_key
+from calnet.errors import AuthenticationError, CalnetError, HostError, StateError
+from calnet.model import Endpoint, Netmap, NodeId
+from calnet.roles.node import routes
+from calnet.roles.node.control_client import ControlClient
+from calnet.roles.node.datapath import PeerStatus
+from calnet.roles.node.engine import Engine, OpenEngine
+from calnet.roles.node.escape import shown
+from calnet.roles.node.health import Facts, HealthLine, health
+from calnet.roles.node.host_setup import HostSetup
+from calnet.roles.node.relay_client import RelayClient
+from calnet.roles.node.routes import Finding
+from calnet.roles.node.state import NodeState, StateDirectory
+from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_document
+from calnet.roles.node.underlay import Dial, parse_server, resolve
+from calnet.wire import control
+from calnet.wire.relay import Buffer
+
+log = logging.getLogger(__name__)
+
+UNKNOWN: Final = "unknown"
+ACTIVE: Final = "active"
+PENDING: Final = "pending"
+REFUSING: Final = ("unregistered", "expired", "disabled")
+TICK_S: Final = 5.0
+PROBE_S: Final = 60.0
+PREVIOUS_KEY_S: Final = 3600.0
+"""After a renewal the old node key answers for so long."""
+KEY_NOTICE_S: Final = 86_400.0
+"""A peer's new key stays in `status` for so long."""
+STUN_AGAIN_S: Final = 900.0
+STUN_RETRY_S: Final = 15.0
+SLEEP_JUMP_S: Final = 3.0
+"""A clock that ran so much further than the loop's says the machine slept."""
+
+
+NO_STATUS: Final = PeerStatus("none", None, None, None, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the node says of itself."""
+
+    hostname: str
+    os: str = "linux"
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """`wall` is this machine's Unix time; `awake` a clock that stands still while it sleeps, `elapsed` one that goes on."""
+
+    wall: Callable[[], float]
+    awake: Callable[[], float]
+    elapsed: Callable[[], float]
+
+
+class Daemon:
+    """See the module's docstring. It is the control client's, relay client's and data path's host; operations.py speaks for local users."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        setup: HostSetup,
+        open_engine: OpenEngine,
+        dial: Dial,
+        *,
+        machine: Machine,
+        clocks: Clocks,
+        random: RandomBytes,
+        fixed_port: int = 0,
+    ) -> None:
+        self.directory, self.setup, self.machine, self.clocks, self.random = directory, setup, machine, clocks, random
+        self._open_engine, self._dial, self._fixed_port = open_engine, dial, fixed_port
+        self.engine: Engine | None = None
+        self.client: ControlClient | None = None
+        self.relay: RelayClient | None = None
+        self.netmap: Netmap | None = None
+        """As the server sent it."""
+        self.trusted: Netmap | None = None
+        """As this node acts on it."""
+        self.standing, self.approve_code = UNKNOWN, ""
+        self.clock_offset = 0.0
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self.host_ready = False
+        self.server_error: CalnetError | None = None
+        self.server_key_error: AuthenticationError | None = None
+        self._server_down_since: float | None = None
+        self._relay_down_since: float | None = None
+        self._relay_reason = ""
+        self._relay_url = ""
+        self._notices: dict[tuple[str, object], tuple[float, Finding]] = {}
+        self.conditions: dict[str, str] = {}
+        """Health lines that hold until taken back, by code."""
+        self.unsent = False
+        """The server has not heard yet what `set` changed."""
+        self.confirm_keys: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Registers unconfirmed keys again (login.py)."""
+        self._senders: dict[bytes, NodeId] = {}
+        self._relay_keys: dict[NodeId, bytes] = {}
+        self._stun: tuple[str, ...] = ()
+        self._trust_findings: tuple[Finding, ...] = ()
+        self._working: dict[NodeId, Endpoint] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._host_work, self._save_work = asyncio.Event(), asyncio.Event()
+        self._look_first = True
+        self._watch: Callable[[], None] | None = None
+        self._changed = asyncio.Event()
+        self._closing = False
+
+    # --- life ---
+
+    @property
+    def state(self) -> NodeState:
+        return self.directory.state
+
+    def now(self) -> float:
+        """Unix seconds in server time."""
+        return self.clocks.wall() + self.clock_offset
+
+    async def start(self) -> None:
+        """Clean what a crash left, then come up if the user wanted it so. HostError, StateError: the daemon can't run."""
+        await self.setup.clean_leftovers()
+        await self.setup.look()
+        self.netmap, damaged = self.directory.load_netmap()
+        if damaged is not None:
+            log.warning("netmap_damaged set_aside=%s", damaged)
+            self._notice("netmap", Finding("netmap", f"the stored netmap was damaged and is set aside as {damaged}; the server sends another"))
+        watch = self.setup.network.watch(self._network_changed)
+        self._watch = watch.close
+        self._spawn("host", self._keep_host())
+        self._spawn("save", self._keep_netmap())
+        self._spawn("tick", self._tick())
+        self._settle(raising=True)
+
+    async def close(self) -> None:
+        """Stop everything and undo what was set up on the machine."""
+        self._closing = True
+        if self._watch is not None:
+            self._watch()
+        for name in list(self._tasks):
+            await self._cancel(name)
+        self._close_engine()
+        await self.setup.clear()
+        with contextlib.suppress(StateError):
+            self._write_netmap()
+        self.directory.close()
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        old = self._tasks.get(name)
+        if old is not None:
+            old.cancel()
+        task = asyncio.create_task(work)
+        self._tasks[name] = task
+        task.add_done_callback(lambda done: self._task_ended(name, done))
+
+    def _task_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is task:
+            del self._tasks[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed task=%s error=%r", name, error, exc_info=error)
+            self.health("internal", f"an internal task ({name}) ended by a defect: restart the daemon, and see its log")
+
+    async def _cancel(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # --- the one state ---
+
+    def state_name(self) -> str:
+        """`running`, `stopped`, `needs-login`, `needs-approval` or `starting`."""
+        state = self.state
+        known = state.registered and not state.logged_out
+        if not state.prefs.want_up:
+            return "stopped" if known else "needs-login"
+        if self.standing == PENDING and known:
+            return "needs-approval"
+        if not known or self.standing in REFUSING or self._own_key_expired():
+            return "needs-login"
+        return "running" if self.engine is not None and self.host_ready else "starting"
+
+    def _own_key_expired(self) -> bool:
+        expires = None if self.netmap is None else self.netmap.self.key_expires
+        return expires is not None and self.now() >= expires
+
+    def may_run(self) -> bool:
+        """Whether the data path should be up."""
+        state = self.state
+        allowed = state.prefs.want_up and state.registered and not state.logged_out and self.standing in (UNKNOWN, ACTIVE)
+        return allowed and self.netmap is not None and not self._own_key_expired() and not self._closing
+
+    def settle(self) -> None:
+        """Make what runs fit what should run. HostError, StateError where the data path can't be opened."""
+        self._settle(raising=True)
+
+    def _settle(self, *, raising: bool = False) -> None:
+        self._settle_control()
+        try:
+            self._settle_engine()
+            self.health("host", None)
+        except (HostError, StateError) as error:
+            if raising:
+                raise
+            log.error("start_failed error=%s", error)
+            self.health("host", str(error))
+        self._settle_relay()
+        self._settle_stun()
+        self._host_work.set()
+        self._tell()
+
+    def _settle_control(self) -> None:
+        state = self.state
+        wanted = state.prefs.want_up and bool(state.server_url) and state.server_key is not None and not self._closing
+        if wanted and self.client is None and state.server_key is not None:
+            self.standing, self.server_error, self.server_key_error = UNKNOWN, None, None
+            self._server_down_since = self.clocks.elapsed()
+            self.client = ControlClient(
+                parse_server(state.server_url),
+                state.server_key,
+                state.keys.control,
+                dial=self._dial,
+                events=self,
+                random=self.random,
+                wall=self.clocks.wall,
+                netmap=self.netmap,
+            )
+            self._spawn("control", self.client.run())
+        elif not wanted and self.client is not None:
+            self.stop_control()
+
+    def stop_control(self) -> None:
+        """End the control session; `settle` makes another where one is wanted."""
+        task = self._tasks.pop("control", None)
+        if task is not None:
+            task.cancel()
+        self.client, self._server_down_since = None, None
+
+    def _settle_engine(self) -> None:
+        if not self.may_run() or self.netmap is None:
+            self._close_engine()
+            return
+        self.trusted, self._trust_findings = routes.trusted(self.netmap, self.state.prefs.pins)
+        self._relay_keys = {peer.id: peer.node_key for peer in self.trusted.peers}
+        self._senders = {key: peer.id for peer in self.trusted.peers for key in (peer.previous_node_key, peer.node_key) if key is not None}
+        if self.engine is None:
+            self.engine = self._opened()
+            self.engine.apply(self.trusted, accept_routes=self.state.prefs.accept_routes)
+            self.engine.network_changed(self.local_endpoints())
+            log.info("up tun=%s port=%d ip=%s peers=%d", self.setup.tun, self.engine.port, self.trusted.self.addresses[0], len(self.trusted.peers))
+        else:
+            self.engine.apply(self.trusted, accept_routes=self.state.prefs.accept_routes)
+
+    def _opened(self) -> Engine:
+        kept = self.state.prefs.port
+        try:
+            engine = self._open_engine(self._fixed_port or kept, self)
+        except HostError:
+            if self._fixed_port or not kept:
+                raise
+            log.warning("port_taken port=%d", kept)  # ours was drawn at random: another does as well
+            engine = self._open_engine(0, self)
+        if not self._fixed_port and engine.port != kept:
+            try:
+                self.directory.save_prefs(replace(self.state.prefs, port=engine.port))
+            except StateError:
+                engine.close()
+                raise
+        return engine
+
+    def _close_engine(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = self.trusted = None
+            self.host_ready, self.endpoints, self.conditions, self._senders, self._stun = False, (), {}, {}, ()
+            log.info("down tun=%s", self.setup.tun)
+
+    def _settle_relay(self) -> None:
+        url = self.trusted.relays[0].url if self.engine is not None and self.trusted is not None and self.trusted.relays else ""
+        if url == self._relay_url:
+            return
+        self.stop_relay()
+        if url and self.state.server_key is not None:
+            self._relay_url, self._relay_down_since = url, self.clocks.elapsed()
+            self.relay = RelayClient(url, self.state.server_key, self.state.keys.node, dial=self._dial, events=self, random=self.random)
+            self._spawn("relay", self.relay.run())
+
+    def stop_relay(self) -> None:
+        """End the relay connection; `settle` makes another where one is wanted (with the node key of then)."""
+        task = self._tasks.pop("relay", None)
+        if task is not None:
+            task.cancel()
+        if self.relay is not None and self.engine is not None:
+            self.engine.relay_connected(False)
+        self.relay, self._relay_url, self._relay_down_since = None, "", None
+
+    def _settle_stun(self) -> None:
+        servers = self.trusted.stun if self.engine is not None and self.trusted is not None else ()
+        if servers != self._stun:
+            self._stun = servers
+            self._spawn("stun", self._resolve_stun(servers))
+
+    def keys_changed(self) -> None:
+        """The node's keys in `state` are others now: the data path answers to old and new, the relay is told the new one."""
+        if self.engine is not None:
+            self.engine.set_identity(self.state.keys)
+        self.stop_relay()
+        self._settle()
+
+    def leave_server(self) -> None:
+        """Forget all that the server said: another one is coming."""
+        self.stop_control()
+        self.stop_relay()
+        self.forget_netmap()
+        self._close_engine()
+        self.standing, self.approve_code, self.server_error, self.server_key_error = UNKNOWN, "", None, None
+
+    def forget_netmap(self) -> None:
+        """The netmap counts no more, on disk either. StateError where that can't be."""
+        self.netmap = None
+        self._working.clear()
+        if self.client is not None:
+            self.client.forget_netmap()
+        self.directory.save_netmap(None)
+
+    # --- what others wait for ---
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until `condition` holds; False if it doesn't within `timeout` seconds (None: for ever)."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    await self._changed.wait()
+        except TimeoutError:
+            return condition()
+        return True
+
+    # --- tasks ---
+
+    async def _keep_host(self) -> None:
+        """Set up on the machine what should stand there, after each change."""
+        while True:
+            await self._host_work.wait()
+            self._host_work.clear()
+            try:
+                await self._set_host()
+                self.conditions.pop("network", None)
+            except (HostError, StateError) as error:
+                self.host_ready = False
+                self.conditions["network"] = str(error)
+                log.error("host_setup_failed error=%s", error)
+            self._tell()
+
+    async def _set_host(self) -> None:
+        if self._look_first:
+            self._look_first = False
+            if await self.setup.look():
+                self._paths_changed()
+        netmap, engine = self.trusted, self.engine
+        if netmap is None or engine is None:
+            await self.setup.clear()
+            return
+        await self.setup.apply(netmap, accept_routes=self.state.prefs.accept_routes, gso_max_size=engine.gso_max_size)
+        self.host_ready = self.engine is engine
+        await self.setup.probe(netmap.self.advertised_routes)
+
+    def _network_changed(self) -> None:
+        self._look_first = True
+        self._host_work.set()
+
+    def _paths_changed(self) -> None:
+        log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
+        if self.engine is not None:
+            self.engine.network_changed(self.local_endpoints())
+        for connection in (self.client, self.relay):
+            if connection is not None:
+                connection.reconnect_now()
+
+    async def _resolve_stun(self, servers: tuple[str, ...]) -> None:
+        """Tell the data path where the STUN servers are; asked again while none resolves, and now and then as addresses change."""
+        while True:
+            found = await resolve(servers)
+            if self.engine is not None:
+                self.engine.stun_servers(found)
+            await asyncio.sleep(STUN_AGAIN_S if found or not servers else STUN_RETRY_S)
+
+    def local_endpoints(self) -> tuple[Endpoint, ...]:
+        """This machine's addresses with the data path's port."""
+        if self.engine is None or self.netmap is None:
+            return ()
+        return tuple(Endpoint(str(address), self.engine.port) for address in self.setup.candidates(self.netmap.prefixes))
+
+    async def _keep_netmap(self) -> None:
+        """Write the netmap whenever it changed, off the loop."""
+        while True:
+            await self._save_work.wait()
+            self._save_work.clear()
+            try:
+                await asyncio.to_thread(self._write_netmap)
+                self.conditions.pop("state", None)
+            except StateError as error:
+                log.error("netmap_not_saved error=%s", error)
+                self.conditions["state"] = str(error)
+            await asyncio.sleep(1.0)
+
+    def _write_netmap(self) -> None:
+        netmap = self.netmap
+        if netmap is not None and self._working:
+            netmap = replace(netmap, peers=tuple(replace(peer, endpoints=_first(self._working.get(peer.id), peer.endpoints)) for peer in netmap.peers))
+        self.directory.save_netmap(netmap)
+
+    async def _tick(self) -> None:
+        """What time alone brings: our key's expiry, the old key's end, a sleep of the machine."""
+        slept_before = self.clocks.elapsed() - self.clocks.awake()
+        last_probe = self.clocks.elapsed()
+        while True:
+            await asyncio.sleep(TICK_S)
+            slept = self.clocks.elapsed() - self.clocks.awake()
+            if slept - slept_before > SLEEP_JUMP_S:
+                log.info("woke slept_s=%.0f", slept - slept_before)
+                self._paths_changed()
+            slept_before = slept
+            if self.engine is not None and self._own_key_expired():
+                log.warning("key_expired")
+                self._settle()
+            self._end_previous_key()
+            if self.clocks.elapsed() - last_probe > PROBE_S:
+                last_probe = self.clocks.elapsed()
+                self._host_work.set()
+
+    def _end_previous_key(self) -> None:
+        state = self.state
+        if state.keys.previous is None or state.unconfirmed or self.now() - state.renewed_at < PREVIOUS_KEY_S:
+            return
+        try:
+            self.directory.save(replace(state, keys=replace(state.keys, previous=None)))
+        except StateError as error:
+            log.error("state_not_saved error=%s", error)
+            return
+        if self.engine is not None:
+            self.engine.set_identity(self.state.keys)
+
+    # --- ControlEvents ---
+
+    def control_connected(self, welcome: control.Welcome) -> None:
+        log.info("control_connected server=%s state=%s version=%s", self.state.server_url, shown(welcome.state), shown(welcome.version, 40))
+        self.server_error = self.server_key_error = self._server_down_since = None
+        self.standing_changed(welcome.state, welcome.code)
+        if self.client is None:
+            return
+        if self.endpoints:
+            self.client.publish(self.endpoints)
+        if self.state.logged_out and welcome.state == ACTIVE:
+            self._spawn("logout", self._tell_logout(self.client))
+        elif self.state.unconfirmed and self.confirm_keys is not None:
+            self._spawn("confirm", self._quietly("confirm", self.confirm_keys()))
+
+    async def _tell_logout(self, client: ControlClient) -> None:
+        await self._quietly("logout", client.logout())
+
+    async def _quietly(self, what: str, request: Coroutine[Any, Any, object]) -> None:
+        """A request nobody waits for: its failure is logged, and it is made again with the next session."""
+        try:
+            await request
+        except CalnetError as error:
+            log.warning("request_failed what=%s error=%s", what, shown(str(error), 400))
+
+    def control_lost(self, reason: CalnetError) -> None:
+        if self._server_down_since is None:
+            self._server_down_since = self.clocks.elapsed()
+        if str(reason) != str(self.server_error):
+            log.warning("control_lost error=%s", shown(str(reason), 400))
+        self.server_error = reason
+        self._tell()
+
+    def server_key_wrong(self, error: AuthenticationError) -> None:
+        if self.server_key_error is None:
+            log.error("server_key_changed pinned=%s error=%s", encode_key(self.state.server_key or b""), error)
+        self.server_key_error = error
+
+    def standing_changed(self, state: str, code: str) -> None:
+        """Where the server says this machine stands. What takes access away ends the data path and forgets the netmap."""
+        if state != self.standing:
+            log.info("standing state=%s", shown(state))
+        self.standing, self.approve_code = state, code
+        if state in REFUSING:
+            try:
+                self.forget_netmap()
+            except StateError as error:
+                self.health("state", str(error))
+        self._settle()
+
+    def netmap_arrived(self, netmap: Netmap) -> None:
+        for peer, old, renewal in routes.key_changes(self.netmap, netmap):
+            self._note_key(peer.name, peer.id, old, peer.node_key, renewal)
+        changed = netmap != self.netmap
+        self.netmap = netmap
+        self.standing = ACTIVE
+        if changed:
+            self._save_work.set()
+        self._settle()
+        wanted = self.state.prefs.advertise_routes
+        if self.client is not None and (self.unsent or set(wanted) != {str(route) for route in netmap.self.advertised_routes}):
+            hostname = self.hostname() if self.unsent else None
+            self.unsent = False
+            self._spawn("update", self._quietly("update", self.client.update(hostname=hostname, routes=wanted)))
+
+    def _note_key(self, name: str, peer: NodeId, old: bytes, new: bytes, renewal: bool) -> None:
+        log.warning("peer_key_changed peer=%s id=%d old=%s new=%s renewal=%s", shown(name), peer, encode_key(old), encode_key(new), renewal)
+        if renewal:
+            finding = Finding("peer-key-renewed", f"{name} renewed its key, it is now {encode_key(new)}")
+        else:
+            finding = Finding(
+                "peer-key-changed", f"{name} has another key than before, {encode_key(new)}: ask its owner; `calnet set --pin {name}` refuses further changes"
+            )
+        self._notice(("key", peer), finding)
+
+    def candidates_arrived(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        if self.engine is not None:
+            self.engine.candidates(peer, endpoints)
+
+    def server_time(self, offset: float) -> None:
+        self.clock_offset = offset
+
+    # --- RelayEvents ---
+
+    def relay_connected(self, connected: bool, reason: str) -> None:
+        if connected:
+            log.info("relay_connected url=%s", self._relay_url)
+            self._relay_down_since = None
+        elif self._relay_down_since is None or reason != self._relay_reason:
+            self._relay_down_since = self._relay_down_since or self.clocks.elapsed()
+            log.warning("relay_lost error=%s", shown(reason, 400))
+        self._relay_reason = reason
+        if self.engine is not None:
+            self.engine.relay_connected(connected)
+        self._tell()
+
+    def relayed(self, sender: bytes, datagram: memoryview) -> None:
+        peer = self._senders.get(sender)
+        if self.engine is not None and peer is not None:
+            self.engine.relayed(peer, datagram)
+
+    # --- EngineHost ---
+
+    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
+        key = self._relay_keys.get(peer)
+        if self.relay is not None and key is not None:
+            self.relay.send(key, datagrams)
+
+    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        if self.client is not None:
+            self.client.candidates(peer, endpoints)
+
+    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None:
+        self.endpoints = endpoints
+        if self.client is not None:
+            self.client.publish(endpoints)
+
+    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
+        try:
+            self.directory.stamps.persist(node_key, timestamp, sent)
+        except StateError as error:
+            if "stamps" not in self.conditions:
+                log.error("stamp_not_saved error=%s", error)
+            self.conditions["stamps"] = str(error)
+            raise
+        self.conditions.pop("stamps", None)
+
+    def path_changed(self, peer: NodeId, description: str) -> None:
+        name = next((other.name for other in self.trusted.peers if other.id == peer), str(peer)) if self.trusted is not None else str(peer)
+        log.info("path_changed peer=%s path=%s", shown(name), shown(description))
+        status = self.peer_status(peer)
+        if status.path == "direct" and status.endpoint is not None and self._working.get(peer) != status.endpoint:
+            self._working[peer] = status.endpoint
+            self._save_work.set()
+
+    def health(self, code: str, text: str | None) -> None:
+        if text is None:
+            self.conditions.pop(code, None)
+            return
+        if self.conditions.get(code) != text:
+            log.warning("health code=%s text=%s", code, shown(text, 400))
+        self.conditions[code] = text
+
+    # --- looking at it ---
+
+    def peer_status(self, peer: NodeId) -> PeerStatus:
+        return NO_STATUS if self.engine is None else self.engine.peer_status(peer)
+
+    def _notice(self, key: object, finding: Finding) -> None:
+        self._notices[(finding.code, key)] = (self.clocks.elapsed() + KEY_NOTICE_S, finding)
+
+    def hostname(self) -> str:
+        """The name this node asks for."""
+        return self.state.prefs.hostname or self.machine.hostname
+
+    def health_lines(self) -> list[HealthLine]:
+        """What `status` says under health."""
+        elapsed, netmap, probed = self.clocks.elapsed(), self.netmap, self.setup.probed
+        self._notices = {key: entry for key, entry in self._notices.items() if entry[0] > elapsed}
+        findings = [finding for _, finding in self._notices.values()]
+        findings += [Finding(code, text) for code, text in self.conditions.items()]
+        findings += [*self._trust_findings, *self.setup.findings] if self.engine is not None else []
+        if self.standing == "disabled":
+            findings.append(Finding("disabled", "an admin disabled this node"))
+        return health(
+            Facts(
+                tun=self.setup.tun,
+                now=self.now(),
+                overlay=() if netmap is None else netmap.prefixes,
+                interfaces=self.setup.view.interfaces,
+                dropping_chain=probed.dropping_chain if self.engine is not None else None,
+                strict_rp_filter=probed.strict_rp_filter,
+                clock_offset=self.clock_offset,
+                advertising=() if netmap is None or self.engine is None else netmap.self.advertised_routes,
+                forwarding_off=probed.forwarding_off,
+                accepting=self.setup.accepted,
+                server_down_s=None if self._server_down_since is None else elapsed - self._server_down_since,
+                server_reason="" if self.server_error is None else str(self.server_error),
+                server_key_wrong="" if self.server_key_error is None else str(self.server_key_error),
+                relay_down_s=None if self._relay_down_since is None else elapsed - self._relay_down_since,
+                relay_reason=self._relay_reason,
+                key_expires=None if netmap is None else netmap.self.key_expires,
+                findings=tuple(findings),
+            )
+        )
+
+    def status(self) -> Json:
+        """The status document."""
+        client = self.client
+        heard = client.last_heard if client is not None else 0.0
+        last_seen = asyncio.get_running_loop().time() - heard if heard else None
+        server = ServerFacts(self.state.server_url, client is not None and client.connected, last_seen)
+        port = self.engine.port if self.engine is not None else self._fixed_port or self.state.prefs.port or None
+        own = SelfFacts(self.state.keys.node.public, self.machine.os, self.hostname(), port, self.endpoints or self.local_endpoints())
+        netmap = self.netmap if self.state.prefs.want_up else None
+        return status_document(self.state_name(), server, own, netmap, self.peer_status, self.health_lines(), now=self.now(), version=self.machine.version)
+
+
+def _first(known: Endpoint | None, published: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """The endpoint that worked last before the others."""
+    return published if known is None else (known, *(endpoint for endpoint in published if endpoint != known))

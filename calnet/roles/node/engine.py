@@ -1,0 +1,68 @@
+"""What the daemon needs of the node's data path. datapath.py is the real one (opened by opening.py); tests give the daemon one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from calnet.model import Endpoint, Netmap, NodeId
+from calnet.roles.node.datapath import DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.state import Keys
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Netcheck:
+    """What is known of the way out: reflexive endpoints by STUN, and how the NAT maps (RFC 4787)."""
+
+    ipv4: Endpoint | None = None
+    ipv6: Endpoint | None = None
+    mapping: str = "unknown"
+
+
+class EngineHost(DataPathHost, Protocol):
+    """What the daemon gives the engine: the data path's host, and the time."""
+
+    def now(self) -> float:
+        """Unix seconds in server time."""
+
+
+class Engine(Protocol):
+    """A running data path: TUN, UDP port, tunnel and paths."""
+
+    port: int
+    gso_max_size: int | None
+    """What the interface's gso_max_size should be; None leaves it."""
+
+    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None: ...
+
+    def set_identity(self, keys: Keys) -> None:
+        """Renewed keys: both node keys answer, the new one initiates. Sessions stand."""
+
+    def relayed(self, peer: NodeId, datagram: Buffer) -> None: ...
+
+    def relay_connected(self, connected: bool) -> None: ...
+
+    def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None: ...
+
+    def network_changed(self, endpoints: Iterable[Endpoint]) -> None: ...
+
+    def stun_servers(self, servers: Iterable[Endpoint]) -> None: ...
+
+    async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
+        """TimedOutError without an answer."""
+
+    def peer_status(self, peer: NodeId) -> PeerStatus: ...
+
+    def netcheck(self) -> Netcheck: ...
+
+    def close(self) -> None:
+        """Stop and give TUN and port back."""
+
+
+class OpenEngine(Protocol):
+    """Opens TUN and UDP port and starts the data path. HostError where this machine refuses; nothing is left then."""
+
+    def __call__(self, port: int, host: EngineHost) -> Engine: ...

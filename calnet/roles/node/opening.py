@@ -1,0 +1,107 @@
+"""The real engine: TUN, UDP port, tunnel and paths, opened together and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from calnet.crypto.keys import RandomBytes
+from calnet.errors import CalnetError
+from calnet.host.netlink import MARK
+from calnet.host.tun import TunDevice, open_tun
+from calnet.host.udp import UdpTransport, open_udp
+from calnet.model import Endpoint, Netmap, NodeId
+from calnet.paths.paths import Paths
+from calnet.roles.node.daemon import Clocks
+from calnet.roles.node.datapath import DataPath, PeerStatus, PingAnswer
+from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine
+from calnet.roles.node.state import Keys, StateDirectory
+from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
+from calnet.tunnel.tunnel import Tunnel
+from calnet.wire.relay import Buffer
+from calnet.wire.tunnel import TRANSPORT_OVERHEAD
+
+_LARGEST_HEADERS: Final = 60
+"""IPv6 and TCP without options: at least what each packet of a super-packet repeats."""
+
+
+def super_packet_size(mtu: int) -> int:
+    """Bytes of the largest super-packet that still leaves in one send: more would make a second, short one."""
+    count = min(MAX_RUN, MAX_RUN_BYTES // (mtu + TRANSPORT_OVERHEAD))
+    return max(mtu, count * (mtu - _LARGEST_HEADERS) + _LARGEST_HEADERS)
+
+
+class RealEngine:
+    """`engine.Engine` over a TUN device and a UDP port."""
+
+    def __init__(self, tun: TunDevice, udp: UdpTransport, tunnel: Tunnel, paths: Paths, path: DataPath, mtu: int) -> None:
+        self._tun, self._udp, self._tunnel, self._paths, self._path = tun, udp, tunnel, paths, path
+        self.port = udp.port
+        self.gso_max_size = super_packet_size(mtu) if tun.offloads.vnet_header else None
+
+    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
+        self._path.apply(netmap, accept_routes=accept_routes)
+
+    def set_identity(self, keys: Keys) -> None:
+        self._tunnel.set_identity(keys.node, keys.previous)
+
+    def relayed(self, peer: NodeId, datagram: Buffer) -> None:
+        self._path.relayed(peer, datagram)
+
+    def relay_connected(self, connected: bool) -> None:
+        self._path.relay_connected(connected)
+
+    def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None:
+        self._path.candidates(peer, endpoints)
+
+    def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
+        self._path.network_changed(endpoints)
+
+    def stun_servers(self, servers: Iterable[Endpoint]) -> None:
+        self._path.stun_servers(servers)
+
+    async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
+        return await self._path.ping(peer, timeout_s)
+
+    def peer_status(self, peer: NodeId) -> PeerStatus:
+        return self._path.peer_status(peer)
+
+    def netcheck(self) -> Netcheck:
+        return Netcheck()
+
+    def close(self) -> None:
+        self._path.close()
+        self._udp.close()
+        self._tun.close()
+
+
+def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes) -> OpenEngine:
+    """What the daemon opens its data path with."""
+
+    def open_engine(port: int, host: EngineHost) -> RealEngine:
+        device = open_tun(tun)
+        try:
+            udp = open_udp(port, mark=MARK, report=host.health)
+        except CalnetError:
+            device.close()
+            raise
+        keys, stamps = directory.state.keys, directory.stamps
+        tunnel = Tunnel(keys.node, random=random, previous=keys.previous)
+        tunnel.load_timestamps(stamps.accepted, stamps.sent)
+        paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random)
+        path = DataPath(
+            loop=asyncio.get_running_loop(),
+            tun=device,
+            udp=udp,
+            tunnel=tunnel,
+            paths=paths,
+            host=host,
+            monotonic=clocks.elapsed,
+            wall=host.now,
+            mtu=mtu,
+        )
+        path.start()
+        return RealEngine(device, udp, tunnel, paths, path, mtu)
+
+    return open_engine
