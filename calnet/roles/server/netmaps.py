@@ -1,0 +1,153 @@
+"""Who sees whom now, and what of them: each active node's entry as its peers see it, and which netmaps a change touches."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from calnet.model import Endpoint, Netmap, NodeId, Peer, Prefix, Relay, SelfNode
+from calnet.policy.builtin import BuiltinPolicy, PolicyNode
+from calnet.roles.server.routes import parse_route
+from calnet.roles.server.snapshot import Snapshot, state_of
+from calnet.roles.server.standing import NodeState
+from calnet.store.interface import NodeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What only memory knows of a node. `since` is when it came (or left); None where it was not here since the server started."""
+
+    online: bool = False
+    since: float | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An active node, in each of its three forms."""
+
+    itself: SelfNode
+    peer: Peer
+    policy: PolicyNode
+
+
+def entry_of(state: Snapshot, record: NodeRecord, presence: Presence) -> Entry:
+    """The entry of an active node."""
+    addresses = tuple(ipaddress.ip_address(address) for address in record.addresses)
+    routes = effective_routes(record)
+    user = state.user_name(record.user)
+    itself = SelfNode(
+        id=record.id,
+        name=record.name,
+        addresses=addresses,
+        user=user,
+        tags=record.tags,
+        routes=routes,
+        advertised_routes=tuple(parse_route(route) for route in record.advertised_routes),
+        key_expires=record.key_expires,
+    )
+    peer = Peer(
+        id=record.id,
+        name=record.name,
+        node_key=record.node_key,
+        addresses=addresses,
+        previous_node_key=record.previous_node_key,
+        discovery_key=record.discovery_key,
+        user=user,
+        tags=record.tags,
+        os=record.os,
+        routes=routes,
+        endpoints=presence.endpoints,
+        online=presence.online,
+        last_seen_at=last_seen(record, presence),
+        key_expires=record.key_expires,
+    )
+    return Entry(itself, peer, PolicyNode(record.id, record.user, bool(record.tags), addresses, routes))
+
+
+def effective_routes(record: NodeRecord) -> tuple[Prefix, ...]:
+    """The routes in force: advertised and approved."""
+    return tuple(parse_route(route) for route in record.advertised_routes if route in record.approved_routes)
+
+
+def last_seen(record: NodeRecord, presence: Presence) -> float | None:
+    """When the node was here last; None for never (of a node that is here, when it came)."""
+    return record.last_seen_at if presence.since is None else presence.since
+
+
+class Netmaps:
+    """The entries of all active nodes under the built-in policy, and the netmaps made of them. Not thread-safe: the registry locks."""
+
+    def __init__(self, prefixes: tuple[Prefix, ...], first_version: int) -> None:
+        """`first_version` is above every version given out before."""
+        self._prefixes = prefixes
+        self._first_version = first_version
+        self._policy = BuiltinPolicy(prefixes)
+        self._entries: dict[NodeId, Entry] = {}
+        self._given: dict[NodeId, Netmap] = {}
+
+    def __contains__(self, node: NodeId) -> bool:
+        return node in self._entries
+
+    @property
+    def policy(self) -> BuiltinPolicy:
+        """The policy over the active nodes."""
+        return self._policy
+
+    def refresh(self, nodes: Iterable[NodeId], state: Snapshot, presence: dict[NodeId, Presence], now: float) -> tuple[set[NodeId], bool]:
+        """Take in what became of these nodes: (nodes whose netmap may have changed, whether somebody lost a peer)."""
+        touched: set[NodeId] = set()
+        lost = False
+        for node in nodes:
+            before = self._entries.get(node)
+            record = state.nodes.get(node)
+            active = record is not None and bool(record.name) and state_of(record, now) is NodeState.ACTIVE
+            after = entry_of(state, record, presence.get(node, Presence())) if active and record is not None else None
+            if before == after:
+                continue
+            seen_before = self._policy.visible(node)
+            self._replace(node, after)
+            if record is None:
+                self._given.pop(node, None)  # ids are never used again
+            seen_after = self._policy.visible(node)
+            touched |= {node} | seen_before | seen_after
+            lost = lost or not seen_before <= seen_after or _takes_away(before, after)
+        return touched, lost
+
+    def netmap(self, node: NodeId, relays: tuple[Relay, ...], stun: tuple[str, ...]) -> Netmap:
+        """The netmap of an active node; KeyError for another."""
+        given = self._given.get(node)
+        fresh = Netmap(
+            version=self._first_version if given is None else given.version,
+            self=self._entries[node].itself,
+            prefixes=self._prefixes,
+            peers=tuple(self._entries[peer].peer for peer in sorted(self._policy.visible(node))),
+            filter=self._policy.rules(node),
+            relays=relays,
+            stun=stun,
+        )
+        if given is not None and fresh != given:
+            fresh = replace(fresh, version=given.version + 1)
+        self._given[node] = fresh
+        return fresh
+
+    def _replace(self, node: NodeId, entry: Entry | None) -> None:
+        if entry is None:
+            self._entries.pop(node, None)
+            self._policy.remove(node)
+            given = self._given.get(node)
+            if given is not None:  # should it come back, its versions go on; its peers need not be kept meanwhile
+                self._given[node] = replace(given, version=given.version + 1, peers=(), filter=())
+        else:
+            self._entries[node] = entry
+            self._policy.put(entry.policy)
+
+
+def _takes_away(before: Entry | None, after: Entry | None) -> bool:
+    """Whether peers have to hear of it at once: a key that no longer holds, a route or address gone."""
+    if before is None or after is None:
+        return before is not None
+    lost_keys = {before.peer.node_key, before.peer.previous_node_key} - {after.peer.node_key, after.peer.previous_node_key, None}
+    lost_routes = set(before.policy.routes) - set(after.policy.routes)
+    return bool(lost_keys or lost_routes) or before.policy.addresses != after.policy.addresses
