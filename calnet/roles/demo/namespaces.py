@@ -45,7 +45,7 @@ def _die_with_parent() -> None:
 def run_command(*command: str, stdin: str | None = None, check: bool = True, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
     """Run a command of this machine and capture its text; with `check`, a failure is a HostError that quotes its first line."""
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, start_new_session=True)
     except FileNotFoundError as missing:
         raise HostError(f"the program {command[0]!r} is not installed") from missing
     except subprocess.TimeoutExpired as late:

@@ -101,6 +101,10 @@ class Party:
         self.process: Process | None = None
 
     @property
+    def title(self) -> str:
+        return f"the {self.role} on {self.host.name}"
+
+    @property
     def log(self) -> Path:
         return self.host.namespace.directory / f"{self.host.name}-{self.role}.log"
 
@@ -135,11 +139,11 @@ class Party:
             return ready() or self.process is None or not self.process.alive
 
         try:
-            eventually(settled, within, f"the {self.role} {self.host.name} is ready")
+            eventually(settled, within, f"{self.title} is ready")
         except TimedOutError as late:
             raise TimedOutError(f"{late}; its log ends:\n{self._tail()}") from None
         if not ready():
-            raise HostError(f"the {self.role} {self.host.name} ended at once; its log ends:\n{self._tail()}")
+            raise HostError(f"{self.title} ended at once; its log ends:\n{self._tail()}")
 
     def _tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:]) if self.log.exists() else "(none)"
@@ -214,8 +218,8 @@ class Node(Party):
             raise HostError(f"not a status document: {document!r}")
         return document
 
-    @property
     def state(self) -> object:
+        """The state word of the status document."""
         return self.status().get("state")
 
     def own(self) -> dict[str, object]:

@@ -1,0 +1,97 @@
+"""A network behind a node: advertised, approved, accepted, reached with source NAT; and never where it would do harm."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from calnet.roles.demo.lab import Host
+from calnet.roles.demo.product import Node, eventually
+from tests.e2e.network import SOON, Network, answers, await_direct, bring_up
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+LAN = 77
+PREFIX = f"192.168.{LAN}.0/24"
+
+
+@dataclass
+class Branch:
+    router: Node
+    printer: Host
+    roamer: Node
+
+
+@pytest.fixture(scope="module")
+def branch(net: Network) -> Branch:
+    """`router` with a LAN behind it that knows no way back, and `roamer` elsewhere."""
+    router = net.node("router")
+    printer = net.lab.attach_lan(router.host, "printer", LAN)
+    router.host.namespace.sysctl("net/ipv4/ip_forward", "1")
+    bring_up(net.server, router, flags=("--advertise-routes", PREFIX))
+    roamer = net.join("roamer", flags=("--accept-routes",))
+    net.acquaint("router", "roamer")
+    await_direct(router, roamer)
+    return Branch(router, printer, roamer)
+
+
+def _approve(net: Network, routes: str) -> None:
+    net.admin("nodes", "routes", "approve", "router", routes)
+
+
+def _routes_of(node: Node, address: str) -> str:
+    return node.host.namespace.run("ip", "route", "get", address, check=False).stdout
+
+
+def test_route_that_nobody_approved_is_not_installed(net: Network, branch: Branch) -> None:
+    assert "calnet0" not in _routes_of(branch.roamer, branch.printer.ipv4)
+    listed = json.loads(net.admin("nodes", "routes", "list", "--json").out)
+    assert PREFIX in json.dumps(listed)
+
+
+def test_approved_route_reaches_a_host_that_knows_no_way_back(net: Network, branch: Branch) -> None:
+    _approve(net, PREFIX)
+    eventually(lambda: "calnet0" in _routes_of(branch.roamer, branch.printer.ipv4), SOON, "the roamer has the route")
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer reaches the printer")
+
+
+def test_route_follows_accept_routes_as_it_is_set(net: Network, branch: Branch) -> None:
+    assert branch.roamer.cli("set", "--no-accept-routes").status == 0
+    eventually(lambda: "calnet0" not in _routes_of(branch.roamer, branch.printer.ipv4), SOON, "the roamer dropped the route")
+    assert branch.roamer.cli("set", "--accept-routes").status == 0
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer reaches the printer again")
+
+
+def test_route_is_not_laid_over_a_directly_attached_network(net: Network, branch: Branch) -> None:
+    neighbour = net.lab.attach_lan(branch.roamer.host, "neighbour", LAN)
+    eventually(lambda: f"dev lan{LAN}" in _routes_of(branch.roamer, neighbour.ipv4), SOON, "the attached network wins")
+    assert answers(branch.roamer, neighbour.ipv4)
+    branch.roamer.host.namespace.ip(f"link del lan{LAN}")
+    eventually(lambda: "calnet0" in _routes_of(branch.roamer, branch.printer.ipv4), SOON, "the route returns when the network is gone")
+
+
+def test_route_that_covers_the_underlay_does_not_swallow_the_tunnel(net: Network, branch: Branch) -> None:
+    wide = "198.51.100.0/24"
+    assert branch.router.cli("set", "--advertise-routes", f"{PREFIX},{wide}").status == 0
+    eventually(lambda: wide in net.admin("nodes", "routes", "list", "--json").out, SOON, "the server knows the wide route", every=0.3)
+    net.admin("nodes", "routes", "approve", "router", wide)
+    eventually(lambda: "calnet0" in _routes_of(branch.roamer, "198.51.100.250"), SOON, "the roamer has the wide route")
+    for _ in range(3):
+        assert answers(branch.roamer, branch.router.address())
+    server = branch.roamer.status()["server"]
+    assert isinstance(server, dict)
+    assert server["connected"] is True
+    assert branch.router.cli("set", "--advertise-routes", PREFIX).status == 0
+    eventually(lambda: "calnet0" not in _routes_of(branch.roamer, "198.51.100.250"), SOON, "the wide route is gone")
+
+
+def test_revoked_route_is_gone_at_once(net: Network, branch: Branch) -> None:
+    net.admin("nodes", "routes", "revoke", "router", PREFIX)
+    eventually(lambda: "calnet0" not in _routes_of(branch.roamer, branch.printer.ipv4), SOON, "the roamer dropped the route")
+    assert not answers(branch.roamer, branch.printer.ipv4)
+
+
+def test_source_nat_is_removed_with_the_node(branch: Branch) -> None:
+    assert branch.router.stop() == 0
+    assert "calnet" not in branch.router.host.namespace.run("nft", "list", "ruleset").stdout
