@@ -361,6 +361,24 @@ def test_initiation_of_an_unknown_key_gets_nothing() -> None:
     assert bob.count(do.SendHandshake) == 0
 
 
+def test_initiation_from_a_clock_too_far_ahead_is_told_and_gets_nothing_else() -> None:
+    world, alice, bob = pair()
+    world.wall_offset += 3600
+    alice.send(packet(1, 2))
+    world.wall_offset -= 3600
+    world.deliver()
+    (effect,) = bob.effects
+    assert isinstance(effect, do.ClockAhead)
+    assert effect.peer == NodeId(1)
+    assert effect.seconds == pytest.approx(3600, abs=1)
+
+
+@pytest.mark.parametrize("datagram", [b"", b"\1", bytes(148), b"\5" + bytes(91)])
+def test_receive_of_no_handshake_message_gets_nothing(datagram: bytes) -> None:
+    world, alice, _ = pair()
+    assert alice.tunnel.receive(datagram, Source(endpoint(9)), world.now, world.wall) == []
+
+
 def test_response_nobody_waits_for_gets_nothing() -> None:
     world, alice, bob = connected()
     response = next(datagram for datagram in world.carried if datagram.data[0] == 2)
