@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from types import TracebackType
 from typing import Any, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from calnet.crypto.keys import PrivateKey
 from calnet.model import Netmap, NodeId
@@ -151,7 +153,8 @@ class ControlClient:
     async def closed(self) -> tuple[int | None, str]:
         """Wait until the server has closed the connection: (code, reason)."""
         async with asyncio.timeout(WAIT_S):
-            async for _ in self.socket:
-                pass
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await self.socket.recv()
             await self.socket.wait_closed()
         return self.socket.close_code, self.socket.close_reason or ""
