@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calnet.model import Endpoint, NodeId, PeerKind, Source
 from calnet.tunnel import constants
 from calnet.tunnel import effects as do
-from calnet.tunnel.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME
+from calnet.tunnel.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, REKEY_WHEN_RECEIVING_AFTER
 from calnet.tunnel.tunnel import Tunnel
 from tests.tunnel.world import World, config_of, connected, endpoint, inner, packet, pair, private_key, seeded
 
@@ -191,6 +191,18 @@ def test_responder_that_sends_never_rekeys_by_age_but_the_initiator_does_when_it
     assert bob.initiations() == 0
     assert alice.initiations() == 2
     assert len(alice.texts()) == 200
+
+
+def test_initiator_that_receives_shortly_before_the_end_of_a_session_rekeys_at_once() -> None:
+    world, alice, bob = connected()
+    world.advance(REKEY_WHEN_RECEIVING_AFTER + 1)
+    bob.send(packet(2, 1, b"late"))
+    world.deliver()
+    assert alice.texts() == [b"late"]
+    assert alice.initiations() == 2
+    session = alice.peer_with(2).current
+    assert session is not None
+    assert session.created_at == world.now
 
 
 def test_session_rekeys_after_its_messages_and_stops_at_the_limit() -> None:
