@@ -38,7 +38,7 @@ def ping_stream(address: str, *, interval_s: float = 0.05) -> TaskFunction:
 
     Events: {"first_reply_s": seconds from the first request to the first reply of any}; at the end {"sent", "received", "lost": [sequence numbers],
     "refused": how many the kernel would not send, "first_reply_s": float or null, "first_reply_after": requests sent until then, "rtts_ms": [...],
-    "times_s": when each was sent, from the first}.
+    "times_s": when each was sent, from "begun_at" (CLOCK_MONOTONIC)}.
     """
 
     def run(stop: StopSignal, emit: Emit) -> None:
@@ -115,6 +115,7 @@ class _Pinger:
             "first_reply_after": self._first[1] if self._first else None,
             "rtts_ms": [round(self._rtt[n] * 1000, 3) for n in sent if n in self._rtt],
             "times_s": [round(at - begun, 3) for at in self._sent_at],
+            "begun_at": begun,
         }
 
 

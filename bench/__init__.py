@@ -1,0 +1,1 @@
+"""Measurements, each printed as JSON lines and a table of ratios."""
