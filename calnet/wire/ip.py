@@ -147,22 +147,6 @@ def is_usable_source(address: bytes) -> bool:
     return address[:12] not in (bytes(12), b"\0\0\0\0\0\0\0\0\0\0\xff\xff")
 
 
-class Transport(NamedTuple):
-    """Where the transport header of an unfragmented packet stands: `offset` bytes from the packet's first; `protocol` is an IP protocol number."""
-
-    protocol: int
-    offset: int
-
-
-def transport_of(packet: Buffer) -> Transport | None:
-    """The transport header of a packet that `packet_length` accepted; None for a fragment. IPv6: `protocol` may name an extension header."""
-    if packet[0] >> 4 == 4:
-        if packet[6] & 0x3F or packet[7]:
-            return None
-        return Transport(packet[9], (packet[0] & 15) * 4)
-    return Transport(packet[6], IPV6_HEADER_SIZE)
-
-
 def unreachable(packet: Buffer, source: bytes) -> bytes | None:
     """The ICMP "host unreachable" (IPv6: "address unreachable") from `source` to the sender of `packet`; None where none may be sent.
 

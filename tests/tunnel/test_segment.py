@@ -1,0 +1,146 @@
+"""Super-packets cut: every packet must be the one that a slow oracle builds."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calnet.errors import WireError
+from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, segment_headers
+from calnet.wire.ip import Virtio, ones_sum, parse_virtio
+from tests.ip_packets import TIMESTAMPS, V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, is_sound, tcp, udp, virtio
+
+ENDS = st.sampled_from([V4, V6])
+
+
+def _segments(packet: bytes, segment: int) -> list[bytes]:
+    view = memoryview(bytearray(as_kernel_gives(packet, segment)))
+    shape = parse_super(view[10:], parse_virtio(view))
+    headers = segment_headers(view[10:], shape)
+    payload = packet[shape.header :]
+    return [header + payload[index * segment : (index + 1) * segment] for index, header in enumerate(headers)]
+
+
+@settings(max_examples=150)
+@given(
+    ENDS,
+    st.integers(1, 1500),
+    st.integers(1, 6000),
+    st.sampled_from([b"", TIMESTAMPS, TIMESTAMPS * 3]),
+    st.sampled_from([0x10, 0x18, 0x19, 0x11, 0x90, 0x98, 0xD9, 0x50, 0x30]),
+    st.integers(0, 0xFFFFFFFF),
+    st.integers(0, 0xFFFF),
+    st.randoms(),
+)
+def test_tcp_super_packet_any_shape_is_cut_as_the_oracle_does(ends, segment, length, options, flags, sequence, ident, random) -> None:  # type: ignore[no-untyped-def]
+    segment = max(segment, -(-length // 300))
+    packet = tcp(random.randbytes(length), ends, options=options, flags=flags, sequence=sequence, ident=ident, tos=2)
+    made = _segments(packet, segment)
+    assert made == cut(packet, segment)
+    assert all(is_sound(one) for one in made)
+
+
+@settings(max_examples=100)
+@given(ENDS, st.integers(1, 1500), st.integers(1, 6000), st.integers(0, 0xFFFF), st.randoms())
+def test_udp_super_packet_any_shape_is_cut_as_the_oracle_does(ends, segment, length, ident, random) -> None:  # type: ignore[no-untyped-def]
+    segment = max(segment, -(-length // 300))
+    packet = udp(random.randbytes(length), ends, ident=ident)
+    made = _segments(packet, segment)
+    assert made == cut(packet, segment)
+    assert all(is_sound(one) for one in made)
+
+
+def test_tcp_super_packet_with_ip_options_is_cut() -> None:
+    packet = tcp(b"q" * 3000, ip_options=b"\x01" * 8)
+    assert _segments(packet, 1000) == cut(packet, 1000)
+
+
+def test_udp_checksum_that_comes_out_zero_is_sent_as_ffff() -> None:
+    for filler in range(65536):
+        probe = struct.pack(">H", filler)
+        if udp(probe)[26:28] == b"\xff\xff":
+            break
+    packet = udp(probe + b"xy" + probe)
+    assert _segments(packet, 2)[0][26:28] == b"\xff\xff"
+
+
+@given(st.binary(max_size=5000), st.integers(1, 2000))
+def test_payload_sums_are_congruent_to_the_sum_of_each_piece(payload: bytes, step: int) -> None:
+    step = max(step, len(payload) // 50)
+    sums = payload_sums(memoryview(payload), step)
+    assert [value % 65535 for value in sums] == [ones_sum(payload[at : at + step]) for at in range(0, len(payload), step)]
+
+
+def test_ecn_bit_of_the_virtio_header_is_no_other_type() -> None:
+    packet = tcp(b"x" * 100, flags=0x90)
+    flags, kind, *rest = virtio(packet, 50)
+    assert parse_super(memoryview(packet), Virtio(flags, kind | 0x80, *rest)).segment == 50
+
+
+@pytest.mark.parametrize(
+    ("packet", "change"),
+    [
+        (tcp(b"x" * 100), {"gso_size": 0}),
+        (tcp(b"x" * 100), {"gso_type": 4}),
+        (tcp(b"x" * 100), {"gso_type": 5}),
+        (tcp(b"x" * 100), {"gso_type": 3}),
+        (udp(b"x" * 100), {"gso_type": 1}),
+        (tcp(b""), {}),
+        (udp(b""), {}),
+        (tcp(b"x" * 100) + b"trailing", {}),
+        (tcp(b"x" * 100)[:60], {}),
+        (ip_packet(b"x" * 12, 6), {}),
+        (ip_packet(b"x" * 12 + b"\x40" + bytes(30), 6), {}),
+        (ip_packet(b"x" * 12 + b"\xf0" + bytes(30), 6), {}),
+        (ip_packet(b"x" * 50, 6, fragment=0x2000), {}),
+        (ip_packet(b"x" * 50, 6, fragment=0x0001), {}),
+        (icmp_echo(payload=b"x" * 100), {"gso_type": 1}),
+        (b"", {}),
+        (b"\x45", {}),
+    ],
+)
+def test_super_packet_that_contradicts_itself_raises(packet: bytes, change: dict[str, int]) -> None:
+    header = Virtio(*(virtio(packet, 50) if len(packet) > 20 and packet[0] >> 4 in (4, 6) else (1, 1, 0, 50, 20, 16)))
+    with pytest.raises(WireError):
+        parse_super(memoryview(packet), header._replace(**change))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.tuples(*[st.integers(0, 255)] * 2, *[st.integers(0, 300)] * 4))
+def test_anything_as_super_packet_raises_wire_error_or_is_cut(data: bytes, header: tuple[int, ...]) -> None:
+    view = memoryview(bytearray(data))
+    try:
+        shape = parse_super(view, Virtio(*header))
+    except WireError:
+        pass
+    else:
+        headers = segment_headers(view, shape)
+        assert len(headers) == -(-(len(data) - shape.header) // shape.segment)
+    try:
+        finish_checksum(view, Virtio(*header))
+    except WireError:
+        assert bytes(view) == data
+
+
+@pytest.mark.parametrize("packet", [tcp(b"x" * 33), tcp(b"odd", V6), udp(b"y" * 32), udp(b"z", V6)])
+def test_finish_checksum_of_what_the_kernel_left_gives_the_sound_packet(packet: bytes) -> None:
+    view = memoryview(bytearray(as_kernel_gives(packet)))
+    finish_checksum(view[10:], parse_virtio(view))
+    assert bytes(view[10:]) == packet
+    assert is_sound(packet)
+
+
+def test_finish_checksum_without_the_flag_changes_nothing() -> None:
+    packet = bytearray(tcp(b"x"))
+    packet[36:38] = b"zz"
+    finish_checksum(memoryview(packet), Virtio(0, 0, 0, 0, 20, 16))
+    assert packet[36:38] == b"zz"
+
+
+@pytest.mark.parametrize(("start", "offset"), [(0, 16), (20, 100), (200, 0), (20, 40)])
+def test_finish_checksum_outside_the_packet_raises(start: int, offset: int) -> None:
+    with pytest.raises(WireError):
+        finish_checksum(memoryview(bytearray(tcp(b"", options=b""))), Virtio(1, 0, 0, 0, start, offset))
