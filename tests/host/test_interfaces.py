@@ -1,0 +1,58 @@
+"""Which addresses are offered to peers, and which subnets this machine is attached to."""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface, ip_network
+
+import pytest
+
+from calnet.host.interfaces import MAX_CANDIDATES, Interface, attached_prefixes, candidate_addresses
+
+
+def interface(name: str, *addresses: str, up: bool = True, loopback: bool = False) -> Interface:
+    return Interface(1, name, up, tuple(ip_interface(address) for address in addresses), loopback)
+
+
+def candidates(*interfaces: Interface) -> list[str]:
+    return [str(address) for address in candidate_addresses(interfaces, "calnet0", (ip_network("100.70.0.0/24"), ip_network("fd12::/64")))]
+
+
+def test_candidates_are_global_and_private_unicast_of_interfaces_that_are_up() -> None:
+    found = candidates(
+        interface("lo", "127.0.0.1/8", "::1/128", loopback=True),
+        interface("eth0", "192.0.2.2/24", "2001:db8::2/64", "fe80::1/64", "169.254.3.3/16"),
+        interface("wlan0", "10.0.0.5/8", "fd00::5/64"),
+        interface("eth1", "192.168.3.3/24", up=False),
+        interface("calnet0", "100.70.0.1/32"),
+        interface("eth2", "100.70.0.77/24", "fd12::9/64"),
+    )
+    assert found == ["192.0.2.2", "2001:db8::2", "10.0.0.5", "fd00::5"]
+
+
+@pytest.mark.parametrize("name", ["docker0", "br-0123456789ab", "virbr0", "lxdbr0", "cni0", "cni-podman0", "flannel.1", "veth0a1b2c3", "tailscale0", "calnet7"])
+def test_candidates_leave_out_container_bridges_and_other_overlays(name: str) -> None:
+    assert candidates(interface(name, "172.17.0.1/16")) == []
+
+
+@pytest.mark.parametrize("name", ["br0", "bond0", "veth-a", "enp3s0", "wg0", "ppp0"])
+def test_candidates_take_ordinary_interfaces(name: str) -> None:
+    assert candidates(interface(name, "172.17.0.1/16")) == ["172.17.0.1"]
+
+
+def test_candidates_are_bounded_and_without_duplicates() -> None:
+    many = interface("eth0", *(f"10.0.{number}.1/24" for number in range(40)), "10.0.0.1/24")
+    assert len(candidates(many, many)) == MAX_CANDIDATES
+
+
+def test_attached_prefixes_are_subnets_of_all_interfaces_but_the_tunnels() -> None:
+    found = attached_prefixes(
+        [
+            interface("lo", "127.0.0.1/8", loopback=True),
+            interface("eth0", "192.168.1.7/24", "fe80::1/64", "2001:db8::7/64", "10.0.0.1/32"),
+            interface("docker0", "172.17.0.1/16"),
+            interface("calnet0", "100.70.0.1/24"),
+            interface("eth1", "10.1.0.1/24", up=False),
+        ],
+        "calnet0",
+    )
+    assert [str(prefix) for prefix in found] == ["192.168.1.0/24", "2001:db8::/64", "172.17.0.0/16"]
