@@ -1,13 +1,15 @@
 """The policy that holds until one is set: nodes of one user reach each other; tagged nodes and approved routes are reachable by all nodes. Pure.
 
 Who reaches whom here is enough for both: each node's packet filter, and who learns of whom (a node sees those it may reach and those that may reach it).
+A filter has to tell apart only the nodes that its node sees, since cryptokey routing lets nobody else speak: where all of them may reach it, its rule
+names the whole overlay, and does not change with every node that comes.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from typing import Final
 
 from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
@@ -48,6 +50,7 @@ class BuiltinPolicy:
         self._nodes: dict[NodeId, PolicyNode] = {}
         self._of_user: dict[UserId, set[NodeId]] = {}
         self._public: set[NodeId] = set()
+        self._sources: dict[UserId, tuple[Prefix, ...]] = {}
         for node in nodes:
             self.put(node)
 
@@ -56,6 +59,7 @@ class BuiltinPolicy:
         self.remove(node.id)
         self._nodes[node.id] = node
         if node.user is not None:
+            self._sources.pop(node.user, None)
             self._of_user.setdefault(node.user, set()).add(node.id)
         if node.tagged or node.routes:
             self._public.add(node.id)
@@ -65,6 +69,7 @@ class BuiltinPolicy:
         node = self._nodes.pop(node_id, None)
         self._public.discard(node_id)
         if node is not None and node.user is not None:
+            self._sources.pop(node.user, None)
             self._of_user[node.user].discard(node_id)
             if not self._of_user[node.user]:
                 del self._of_user[node.user]
@@ -91,7 +96,7 @@ class BuiltinPolicy:
         if node is None:
             return ()
         rules = []
-        sources = self._overlay if node.tagged else self._hosts(self._mates(node) - {node_id})
+        sources = self._overlay if node.tagged else self._sources_of(node)
         if sources:
             rules.append(FilterRule(sources, _hosts_of(node)))
         if node.routes:
@@ -116,12 +121,23 @@ class BuiltinPolicy:
     def _mates(self, node: PolicyNode) -> set[NodeId]:
         return set() if node.user is None else self._of_user[node.user]
 
-    def _hosts(self, ids: set[NodeId]) -> tuple[Prefix, ...]:
-        return tuple(prefix for node_id in sorted(ids) for prefix in _hosts_of(self._nodes[node_id]))
+    def _sources_of(self, node: PolicyNode) -> tuple[Prefix, ...]:
+        """Prefixes that hold the addresses of the user's nodes and of no other node in sight; empty where the node has the user for itself."""
+        mates = self._mates(node)
+        if node.user is None or len(mates) <= 1:
+            return ()
+        if self._public <= mates and (node.id not in self._public or len(mates) == len(self._nodes)):
+            return self._overlay
+        if node.user not in self._sources:
+            addresses = [address for mate in mates for address in self._nodes[mate].addresses]
+            v4 = collapse_addresses(IPv4Network(address) for address in addresses if isinstance(address, IPv4Address))
+            v6 = collapse_addresses(IPv6Network(address) for address in addresses if isinstance(address, IPv6Address))
+            self._sources[node.user] = (*v4, *v6)
+        return self._sources[node.user]
 
 
 def _hosts_of(node: PolicyNode) -> tuple[Prefix, ...]:
-    return tuple(ipaddress.ip_network(address) for address in node.addresses)
+    return tuple(ip_network(address) for address in node.addresses)
 
 
 def _explain_node(source: PolicyNode, destination: PolicyNode) -> Explanation:

@@ -60,9 +60,6 @@ class Recent:
     def clear(self) -> None:
         self._deadlines.clear()
 
-    def __len__(self) -> int:
-        return len(self._deadlines)
-
 
 class PrefixSet:
     """Prefixes to look packed addresses up in: one set look-up for each length in use."""

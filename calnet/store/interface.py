@@ -7,7 +7,7 @@ text or raw form; the registry parses them. Times are Unix seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
@@ -63,7 +63,7 @@ class AuthKeyRecord:
     """A pre-auth key, without its secret. `id` is the hex of its 8 bytes; `secret_hash` BLAKE2s of its 20 secret bytes."""
 
     id: str
-    secret_hash: bytes
+    secret_hash: bytes = field(repr=False)
     user: UserId | None
     """Whose nodes it makes; None where it has tags."""
     created_at: float
@@ -85,10 +85,10 @@ class RetiredRecord:
 
 @dataclass(frozen=True, slots=True)
 class SettingRecord:
-    """A value of the server itself by name, such as its control key, its prefixes and its counters."""
+    """A value of the server itself by name, such as its control key (hence no repr), its prefixes and its counters."""
 
     id: str
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 Record = UserRecord | NodeRecord | AuthKeyRecord | RetiredRecord | SettingRecord
