@@ -36,6 +36,9 @@ class Gate:
         self._inside: Counter[bytes] = Counter()
         self._total = 0
 
+    def __len__(self) -> int:
+        return self._total
+
     def enter(self, source: bytes, *, trusted: bool = False) -> bool:
         """Whether one more may come from `source`; True counts it. The bound by source does not hold for a trusted one (a proxy)."""
         if self._total >= self._limit or (not trusted and self._inside[source] >= self._per_source):

@@ -97,6 +97,11 @@ class CalnetServer:
         return self._port
 
     @property
+    def pending(self) -> int:
+        """Connections that have not authenticated."""
+        return len(self._gate)
+
+    @property
     def stun_port(self) -> int:
         """The STUN server's UDP port."""
         return self._stun.port

@@ -118,9 +118,10 @@ class ControlClient:
             "auth_key": auth_key,
         }
         await self.say(control.Register(**(values | more)))
-        return await self.answer(self._requests)
+        answer: control.Registered | control.State | control.Refused = await self.answer(self._requests)
+        return answer
 
-    async def request(self, build: Any) -> control.Message:
+    async def request(self, build: Any) -> Any:
         """Send `build(number)` and wait for the answer with that number."""
         self._requests += 1
         await self.say(build(self._requests))

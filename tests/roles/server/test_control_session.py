@@ -11,7 +11,7 @@ from calnet.roles.server.standing import NodeState
 from calnet.roles.server.timing import Timing
 from calnet.wire import control
 from tests.roles.server.client import Machine
-from tests.roles.server.world import World, eventually, in_world
+from tests.roles.server.world import World, eventually, in_world, in_world_of
 
 
 def names(netmap: Netmap) -> set[str]:
@@ -41,7 +41,7 @@ async def test_registration_with_a_key_gives_netmaps_to_both(world: World) -> No
         assert bob.netmap.stun == (f"127.0.0.1:{world.server.stun_port}",)
 
 
-@in_world(settings=ServerSettings(url=PublicUrl("https", "calnet.example.org:8443", "/net")))
+@in_world_of(settings=ServerSettings(url=PublicUrl("https", "calnet.example.org:8443", "/net")))
 async def test_netmap_with_a_public_url_names_it_as_relay_and_stun(world: World) -> None:
     async with world.control(Machine()) as session:
         await session.join(await world.auth_key())
@@ -238,12 +238,12 @@ async def test_unknown_message_is_answered_by_an_error_and_the_session_goes_on(w
 @in_world
 async def test_requests_of_an_unregistered_machine_are_refused(world: World) -> None:
     async with world.control(Machine()) as session:
-        assert (await session.request(lambda number: control.Update(number, hostname="x"))).code == "login-needed"  # type: ignore[attr-defined]
+        assert (await session.request(lambda number: control.Update(number, hostname="x"))).code == "login-needed"
         await session.say(control.Publish(()))
         assert (await session.expect(control.Refused)).code == "login-needed"
 
 
-@in_world(timing=Timing(keepalive_s=0.1, silence_s=0.5))
+@in_world_of(timing=Timing(keepalive_s=0.1, silence_s=0.5))
 async def test_silent_session_is_pinged_and_then_closed(world: World) -> None:
     async with world.control(Machine()) as session:
         await session.say(control.Ping(1))
@@ -252,7 +252,7 @@ async def test_silent_session_is_pinged_and_then_closed(world: World) -> None:
     await eventually(lambda: len(world.server.control) == 0)
 
 
-@in_world(timing=Timing(keepalive_s=0.1, silence_s=0.5))
+@in_world_of(timing=Timing(keepalive_s=0.1, silence_s=0.5))
 async def test_session_that_answers_pings_stays(world: World) -> None:
     async with world.control(Machine()) as session:
         await session.say(control.Ping(1))
@@ -261,7 +261,7 @@ async def test_session_that_answers_pings_stays(world: World) -> None:
         assert len(world.server.control) == 1
 
 
-@in_world(timing=Timing(confirm_s=0.2, keepalive_s=0.1))
+@in_world_of(timing=Timing(confirm_s=0.2, keepalive_s=0.1))
 async def test_session_whose_key_is_never_confirmed_is_closed(world: World) -> None:
     async with world.control(Machine()) as session:
         await session.closed()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from calnet.model import NodeKey
 from calnet.roles.server.durable import durable
 from calnet.roles.server.timing import Timing
 from calnet.wire import relay
 from calnet.wire.relay import Reason
 from tests.roles.server.client import Machine
-from tests.roles.server.world import World, eventually, in_world
+from tests.roles.server.world import World, eventually, in_world, in_world_of
 
 
 @in_world
@@ -35,7 +36,7 @@ async def test_datagram_for_a_peer_that_is_not_connected_is_answered_by_gone_onc
     alice, bob = await world.joined("alice", "bob")
     async with world.relay(alice.node) as one:
         await one.send(bob.node.public, b"a", b"b")
-        assert await one.frame() == relay.Gone((relay.NodeKey(bob.node.public),))
+        assert await one.frame() == relay.Gone((NodeKey(bob.node.public),))
         await one.settled()
         async with world.relay(bob.node) as two:
             await one.send(two.key, b"c")
@@ -82,7 +83,7 @@ async def test_client_that_says_close_is_closed(world: World) -> None:
     await eventually(lambda: len(world.server.relay) == 0)
 
 
-@in_world(timing=Timing(relay_keepalive_s=0.05, relay_silence_s=0.4))
+@in_world_of(timing=Timing(relay_keepalive_s=0.05, relay_silence_s=0.4))
 async def test_silent_client_is_pinged_and_then_closed(world: World) -> None:
     (alice,) = await world.joined("alice")
     async with world.relay(alice.node) as one:

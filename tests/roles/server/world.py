@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -86,23 +85,28 @@ Scenario = Callable[[World], Awaitable[None]]
 FAST = Timing(gather_s=0.02)
 
 
-def in_world(scenario: Scenario | None = None, *, timing: Timing = FAST, settings: ServerSettings | None = None) -> Any:
+def in_world(scenario: Scenario) -> Callable[[Path], None]:
     """Makes a test of `async def test_…(world)`: it runs with a fresh server."""
+    return in_world_of()(scenario)
 
-    def decorate(chosen: Scenario) -> Callable[[Path], None]:
+
+def in_world_of(*, timing: Timing = FAST, settings: ServerSettings | None = None) -> Callable[[Scenario], Callable[[Path], None]]:
+    """`in_world` with these times or settings."""
+
+    def decorate(scenario: Scenario) -> Callable[[Path], None]:
         def test(tmp_path: Path) -> None:
             async def run() -> None:
                 async with running(tmp_path, timing=timing, settings=settings) as world:
-                    await chosen(world)
+                    await scenario(world)
 
             uvloop.run(run())
 
-        test.__name__ = test.__qualname__ = chosen.__name__
-        test.__doc__ = chosen.__doc__
-        test.__module__ = chosen.__module__
+        test.__name__ = test.__qualname__ = getattr(scenario, "__name__", "test")
+        test.__doc__ = scenario.__doc__
+        test.__module__ = scenario.__module__
         return test
 
-    return decorate if scenario is None else decorate(scenario)
+    return decorate
 
 
 async def eventually(holds: Callable[[], object]) -> None:
