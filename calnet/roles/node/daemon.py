@@ -28,7 +28,7 @@ from calnet.roles.node.engine import Engine, OpenEngine
 from calnet.roles.node.escape import shown
 from calnet.roles.node.health import Facts, HealthLine, health
 from calnet.roles.node.host_setup import HostSetup
-from calnet.roles.node.relay_client import RelayClient
+from calnet.roles.node.relay_link import RelayLink
 from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
 from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_document
@@ -76,7 +76,7 @@ class Clocks:
 
 
 class Daemon:
-    """See the module's docstring. It is the control client's, relay client's and data path's host; operations.py speaks for local users."""
+    """See the module's docstring. It is the control client's, relay's and data path's host; operations.py speaks for local users."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Daemon:
         self._open_engine, self._dial, self._fixed_port = open_engine, dial, fixed_port
         self.engine: Engine | None = None
         self.client: ControlClient | None = None
-        self.relay: RelayClient | None = None
+        self.relay = RelayLink(self, dial=dial, random=random, clock=clocks.elapsed)
         self.netmap: Netmap | None = None
         """As the server sent it."""
         self.trusted: Netmap | None = None
@@ -106,9 +106,6 @@ class Daemon:
         self.server_error: CalnetError | None = None
         self.server_key_error: AuthenticationError | None = None
         self._server_down_since: float | None = None
-        self._relay_down_since: float | None = None
-        self._relay_reason = ""
-        self._relay_url = ""
         self._notices: dict[tuple[str, object], tuple[float, Finding]] = {}
         self.conditions: dict[str, str] = {}
         """Health lines that hold until taken back, by code."""
@@ -160,6 +157,7 @@ class Daemon:
             self._watch()
         for name in list(self._tasks):
             await self._cancel(name)
+        self.relay.stop()
         self._close_engine()
         await self.setup.clear()
         with contextlib.suppress(StateError):
@@ -297,23 +295,9 @@ class Daemon:
             log.info("down tun=%s", self.setup.tun)
 
     def _settle_relay(self) -> None:
-        url = self.trusted.relays[0].url if self.engine is not None and self.trusted is not None and self.trusted.relays else ""
-        if url == self._relay_url:
-            return
-        self.stop_relay()
-        if url and self.state.server_key is not None:
-            self._relay_url, self._relay_down_since = url, self.clocks.elapsed()
-            self.relay = RelayClient(url, self.state.server_key, self.state.keys.node, dial=self._dial, events=self, random=self.random)
-            self._spawn("relay", self.relay.run())
-
-    def stop_relay(self) -> None:
-        """End the relay connection; `settle` makes another where one is wanted (with the node key of then)."""
-        task = self._tasks.pop("relay", None)
-        if task is not None:
-            task.cancel()
-        if self.relay is not None and self.engine is not None:
-            self.engine.relay_connected(False)
-        self.relay, self._relay_url, self._relay_down_since = None, "", None
+        netmap, server_key = self.trusted, self.state.server_key
+        url = netmap.relays[0].url if self.engine is not None and netmap is not None and netmap.relays else ""
+        self.relay.use(url, server_key or b"", self.state.keys.node)
 
     def _settle_stun(self) -> None:
         servers = self.trusted.stun if self.engine is not None and self.trusted is not None else ()
@@ -325,13 +309,12 @@ class Daemon:
         """The node's keys in `state` are others now: the data path answers to old and new, the relay is told the new one."""
         if self.engine is not None:
             self.engine.set_identity(self.state.keys)
-        self.stop_relay()
         self._settle()
 
     def leave_server(self) -> None:
         """Forget all that the server said: another one is coming."""
         self.stop_control()
-        self.stop_relay()
+        self.relay.stop()
         self.forget_netmap()
         self._close_engine()
         self.standing, self.approve_code, self.server_error, self.server_key_error = UNKNOWN, "", None, None
@@ -397,9 +380,9 @@ class Daemon:
         log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
         if self.engine is not None:
             self.engine.network_changed(self.local_endpoints())
-        for connection in (self.client, self.relay):
-            if connection is not None:
-                connection.reconnect_now()
+        self.relay.reconnect_now()
+        if self.client is not None:
+            self.client.reconnect_now()
 
     async def _resolve_stun(self, servers: tuple[str, ...]) -> None:
         """Tell the data path where the STUN servers are; asked again while none resolves, and now and then as addresses change."""
@@ -547,16 +530,9 @@ class Daemon:
     def server_time(self, offset: float) -> None:
         self.clock_offset = offset
 
-    # --- RelayEvents ---
+    # --- RelayUser ---
 
-    def relay_connected(self, connected: bool, reason: str) -> None:
-        if connected:
-            log.info("relay_connected url=%s", self._relay_url)
-            self._relay_down_since = None
-        elif self._relay_down_since is None or reason != self._relay_reason:
-            self._relay_down_since = self._relay_down_since or self.clocks.elapsed()
-            log.warning("relay_lost error=%s", shown(reason, 400))
-        self._relay_reason = reason
+    def relay_changed(self, connected: bool) -> None:
         if self.engine is not None:
             self.engine.relay_connected(connected)
         self._tell()
@@ -570,7 +546,7 @@ class Daemon:
 
     def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
         key = self._relay_keys.get(peer)
-        if self.relay is not None and key is not None:
+        if key is not None:
             self.relay.send(key, datagrams)
 
     def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
@@ -644,8 +620,8 @@ class Daemon:
                 server_down_s=None if self._server_down_since is None else elapsed - self._server_down_since,
                 server_reason="" if self.server_error is None else str(self.server_error),
                 server_key_wrong="" if self.server_key_error is None else str(self.server_key_error),
-                relay_down_s=None if self._relay_down_since is None else elapsed - self._relay_down_since,
-                relay_reason=self._relay_reason,
+                relay_down_s=self.relay.down_s(),
+                relay_reason=self.relay.reason,
                 key_expires=None if netmap is None else netmap.self.key_expires,
                 findings=tuple(findings),
             )

@@ -115,7 +115,7 @@ class Operations:
     async def _netcheck(self, request: LocalRequest) -> Json:
         daemon = self._daemon
         found = None if daemon.engine is None else daemon.engine.netcheck()
-        relay_rtt = await daemon.relay.measure() if daemon.relay is not None else None
+        relay_rtt = await daemon.relay.measure()
         return {
             "udp": found is not None and (found.ipv4 is not None or found.ipv6 is not None),
             "ipv4": None if found is None or found.ipv4 is None else str(found.ipv4),

@@ -1,0 +1,137 @@
+"""The node's one relay connection, and its change of key without a gap.
+
+A renewed node key is proved by a second connection beside the first, some seconds later, when the peers that are online know the key: the relay lets the new
+one take the old one's place in one step, so nothing is lost between. Until then the old key serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from calnet.crypto.keys import PrivateKey, RandomBytes
+from calnet.roles.node.escape import shown
+from calnet.roles.node.relay_client import RelayClient
+from calnet.roles.node.underlay import Dial
+from calnet.wire.relay import Buffer
+
+log = logging.getLogger(__name__)
+
+CHANGE_KEY_AFTER_S: Final = 5.0
+"""Peers hear of a new key within the server's 250 ms and their connection's delay."""
+
+
+class RelayUser(Protocol):
+    """What the daemon hears. No call may block."""
+
+    def relay_changed(self, connected: bool) -> None:
+        """The relay can be used now, or no more."""
+
+    def relayed(self, sender: bytes, datagram: memoryview) -> None:
+        """A datagram of the peer with this node key. The view is valid during the call."""
+
+
+class _Leg:
+    """One client with its task; says whose events are whose."""
+
+    def __init__(self, link: RelayLink, key: PrivateKey, client: Callable[[_Leg], RelayClient]) -> None:
+        self.link, self.key = link, key
+        self.client = client(self)
+        self.task = asyncio.create_task(self.client.run())
+        self.task.add_done_callback(link.leg_ended)
+
+    def relay_connected(self, connected: bool, reason: str) -> None:
+        self.link.leg_changed(self, connected, reason)
+
+    def relayed(self, sender: bytes, datagram: memoryview) -> None:
+        self.link.user.relayed(sender, datagram)
+
+
+class RelayLink:
+    """See the module's docstring. `use` says what should stand, `stop` that nothing should."""
+
+    def __init__(self, user: RelayUser, *, dial: Dial, random: RandomBytes, clock: Callable[[], float], change_key_after: float = CHANGE_KEY_AFTER_S) -> None:
+        self.user = user
+        self._dial, self._random, self._clock, self._change_key_after = dial, random, clock, change_key_after
+        self._url, self._server_key = "", b""
+        self._leg: _Leg | None = None
+        self._next: _Leg | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._down_since: float | None = None
+        self.reason = ""
+
+    def use(self, url: str, server_key: bytes, node_key: PrivateKey) -> None:
+        """Be connected to `url` (empty: to none) with this key."""
+        if (url, server_key) != (self._url, self._server_key):
+            self.stop()
+            self._url, self._server_key = url, server_key
+        if not url:
+            return
+        if self._leg is None:
+            self._down_since = self._clock()
+            self._leg = self._new_leg(node_key)
+        elif self._leg.key.public != node_key.public and self._timer is None and self._next is None:
+            self._timer = asyncio.get_running_loop().call_later(self._change_key_after, self._change_key, node_key)
+
+    def _change_key(self, node_key: PrivateKey) -> None:
+        self._timer = None
+        self._next = self._new_leg(node_key)
+
+    def _new_leg(self, node_key: PrivateKey) -> _Leg:
+        return _Leg(self, node_key, lambda leg: RelayClient(self._url, self._server_key, node_key, dial=self._dial, events=leg, random=self._random))
+
+    def leg_changed(self, leg: _Leg, connected: bool, reason: str) -> None:
+        """A client's event: the successor's first connection makes it the one."""
+        if leg is self._next and connected:
+            if self._leg is not None:
+                self._leg.task.cancel()
+            self._leg, self._next = leg, None
+        if leg is not self._leg:
+            return
+        if connected:
+            log.info("relay_connected url=%s", shown(self._url))
+            self._down_since = None
+        else:
+            if self._down_since is None or reason != self.reason:
+                log.warning("relay_lost error=%s", shown(reason, 400))
+            self._down_since = self._down_since or self._clock()
+        self.reason = reason
+        self.user.relay_changed(connected)
+
+    def leg_ended(self, task: asyncio.Task[None]) -> None:
+        """A client's task ended: cancelled, or by a defect."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed task=relay error=%r", error, exc_info=error)
+
+    def stop(self) -> None:
+        """Disconnect."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for leg in (self._leg, self._next):
+            if leg is not None:
+                leg.task.cancel()
+        was = self._leg is not None
+        self._leg = self._next = self._timer = self._down_since = None
+        self._url, self._server_key = "", b""
+        if was:
+            self.user.relay_changed(False)
+
+    def send(self, key: bytes, datagrams: Sequence[Buffer]) -> None:
+        """Queue datagrams for the peer with this node key; copied."""
+        if self._leg is not None:
+            self._leg.client.send(key, datagrams)
+
+    def reconnect_now(self) -> None:
+        """Don't wait for a backoff: the network changed."""
+        if self._leg is not None:
+            self._leg.client.reconnect_now()
+
+    async def measure(self) -> float | None:
+        """The round trip to the relay in seconds, or None."""
+        return None if self._leg is None else await self._leg.client.measure()
+
+    def down_s(self) -> float | None:
+        """For how long it has been out of reach; None while connected or not wanted."""
+        return None if self._down_since is None else self._clock() - self._down_since
