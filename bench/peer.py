@@ -21,12 +21,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from calnet.paths.paths import Paths
-
 from calnet.crypto.keys import PrivateKey
 from calnet.host.tun import open_tun
 from calnet.host.udp import open_udp
 from calnet.model import Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
+from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import Buffer
@@ -128,7 +127,10 @@ async def run(document: dict[str, Any]) -> None:
     ended = asyncio.Event()
 
     def status() -> None:
-        print(json.dumps({peer.id: [one.tx_bytes, one.rx_bytes, one.last_handshake_at] for peer in netmap.peers if (one := path.peer_status(peer.id))}), flush=True)
+        print(
+            json.dumps({peer.id: [one.tx_bytes, one.rx_bytes, one.last_handshake_at] for peer in netmap.peers if (one := path.peer_status(peer.id))}),
+            flush=True,
+        )
 
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     loop.add_signal_handler(signal.SIGUSR1, clock.jump)

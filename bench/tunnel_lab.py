@@ -61,7 +61,12 @@ class End:
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A program in this end's namespace, its stdin and stdout piped."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.space, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            ["ip", "netns", "exec", self.space, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def cpu_s(self) -> float:

@@ -65,7 +65,8 @@ class MemoryTun:
         if self._closed:
             return False
         packet = b"".join(parts)
-        if len(packet) <= len(NO_VIRTIO) * self.offloads.vnet_header:
+        before = len(NO_VIRTIO) if self.offloads.vnet_header else 0
+        if len(packet) <= before or packet[before] >> 4 not in (4, 6):
             return False
         self.delivered.append(packet)
         return True

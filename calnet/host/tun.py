@@ -154,12 +154,16 @@ class LinuxTun:
         self._readinto = self._file.readinto
 
     def read_into(self, buffer: memoryview) -> int:
+        if self._file is None:
+            raise HostError(f"the interface {self.name} is gone: it was closed")
         try:
             return self._readinto(buffer) or 0
         except OSError as error:
             raise HostError(f"the interface {self.name} is gone: {error.strerror}") from error
 
     def write(self, parts: Sequence[Buffer]) -> bool:
+        if self._file is None:
+            return False
         try:
             os.writev(self.fd, parts)
         except OSError:

@@ -87,7 +87,9 @@ def test_addresses_of_both_families() -> None:
         assert (ip.source_of(packet), ip.destination_of(packet)) == (packed(ends[0]), packed(ends[1]))
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "::", "::1", "ff02::1", "::ffff:10.0.0.1", "::127.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "::", "::1", "ff02::1", "::ffff:10.0.0.1", "::127.0.0.1"]
+)
 def test_is_usable_source_of_what_no_host_may_send_is_false(address: str) -> None:
     # ipaddress writes IPv4-mapped addresses as such; the packed form is what counts
     assert not ip.is_usable_source(packed(address))

@@ -1,0 +1,224 @@
+"""The real UDP port on loopback: the contract, its fallbacks, its refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from calnet.errors import HostError
+from calnet.host import udp
+from calnet.host.udp import LinuxUdp, open_udp
+from calnet.model import Endpoint
+from tests.host.udp_contract import Listener, check_contract
+
+NOBODY = 9  # discard
+
+
+@pytest.fixture(params=[True, False], ids=["offload", "plain"])
+def ports(request: pytest.FixtureRequest) -> Iterator[tuple[LinuxUdp, LinuxUdp]]:
+    one, two = open_udp(offload=request.param), open_udp(offload=request.param)
+    yield one, two
+    one.close()
+    two.close()
+    two.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_real_port_keeps_the_contract(ports: tuple[LinuxUdp, LinuxUdp], host: str) -> None:
+    if ":" in host and not ports[0].ipv6:
+        pytest.skip("this machine has no IPv6")
+    asyncio.run(check_contract(*ports, host, Endpoint(host, NOBODY)))
+
+
+def test_batch_arrives_as_a_batch_where_the_kernel_can() -> None:
+    async def run() -> int:
+        one, two = open_udp(), open_udp()
+        listener = Listener(two)
+        with listener.watching():
+            one.send(Endpoint("127.0.0.1", two.port), bytes(1312 * 40), 1312)
+            await listener.count(40)
+        one.close()
+        two.close()
+        return listener.batches
+
+    assert asyncio.run(run()) <= 40
+
+
+class FailingSocket:
+    """Stands before a real socket and fails the sends it is told to."""
+
+    def __init__(self, real: socket.socket) -> None:
+        self.real = real
+        self.batch_errors: list[int] = []
+        self.single_errors: list[int] = []
+
+    def sendmsg(self, *args: object) -> int:
+        if self.batch_errors:
+            raise OSError(self.batch_errors.pop(0), "made up")
+        return self.real.sendmsg(*args)  # type: ignore[arg-type]
+
+    def sendto(self, *args: object) -> int:
+        if self.single_errors:
+            raise OSError(self.single_errors.pop(0), "made up")
+        return self.real.sendto(*args)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.real.close()
+
+
+@pytest.fixture
+def failing() -> Iterator[tuple[LinuxUdp, FailingSocket, socket.socket, list[tuple[str, str]]]]:
+    four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    target.bind(("127.0.0.1", 0))
+    target.settimeout(5)
+    front, told = FailingSocket(four), []  # type: ignore[var-annotated]
+    port = LinuxUdp(1, four, None, True, lambda code, text: told.append((code, text)))
+    port._four = front  # type: ignore[assignment]
+    yield port, front, target, told
+    port.close()
+    target.close()
+
+
+def _receive(target: socket.socket, count: int) -> list[bytes]:
+    return [target.recv(2000) for _ in range(count)]
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO, errno.EMSGSIZE])
+def test_path_that_takes_no_batches_gets_single_sends_and_is_told_once(failing, error: int) -> None:  # type: ignore[no-untyped-def]
+    port, front, target, told = failing
+    endpoint = Endpoint(*target.getsockname())
+    front.batch_errors = [error]
+    assert port.send(endpoint, b"abcdefg", 3)
+    assert port.send(endpoint, b"hijklm", 3)
+    assert _receive(target, 5) == [b"abc", b"def", b"g", b"hij", b"klm"]
+    assert [code for code, _ in told] == ["udp-no-segmentation"]
+    port.forget_failures()
+    front.batch_errors = [error]
+    assert port.send(endpoint, b"nopq", 2)
+    assert len(told) == 2
+
+
+def test_refused_earlier_datagram_does_not_lose_this_one(failing) -> None:  # type: ignore[no-untyped-def]
+    port, front, target, _ = failing
+    endpoint = Endpoint(*target.getsockname())
+    front.batch_errors, front.single_errors = [errno.ECONNREFUSED], [errno.ECONNREFUSED]
+    assert port.send(endpoint, b"abcd", 2)
+    front.single_errors = [errno.ECONNREFUSED]
+    assert port.send(endpoint, b"ef", 2)
+    assert _receive(target, 3) == [b"ab", b"cd", b"ef"]
+
+
+@pytest.mark.parametrize("error", [errno.ENETUNREACH, errno.EPERM, errno.EHOSTUNREACH])
+def test_unreachable_network_is_a_lost_datagram(failing, error: int) -> None:  # type: ignore[no-untyped-def]
+    port, front, target, told = failing
+    endpoint = Endpoint(*target.getsockname())
+    front.batch_errors, front.single_errors = [error], [error]
+    assert port.send(endpoint, b"abcd", 2)
+    assert port.send(endpoint, b"ef", 2)
+    assert port.send(endpoint, b"gh", 2)
+    assert _receive(target, 1) == [b"gh"]
+    assert told == []
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.ENOBUFS])
+def test_full_socket_is_told_unless_some_were_sent(failing, error: int) -> None:  # type: ignore[no-untyped-def]
+    port, front, target, _ = failing
+    endpoint = Endpoint(*target.getsockname())
+    front.batch_errors, front.single_errors = [error], [error]
+    assert not port.send(endpoint, b"abcd", 2)
+    assert not port.send(endpoint, b"ef", 2)
+    port._single.add(endpoint)
+    front.single_errors = [error]
+    assert not port.send(endpoint, b"abcd", 2)
+
+
+def test_ipv6_target_without_an_ipv6_socket_is_lost_quietly(failing) -> None:  # type: ignore[no-untyped-def]
+    port, *_ = failing
+    assert not port.ipv6
+    assert port.send(Endpoint("::1", 9), b"x", 1)
+
+
+def test_machine_without_ipv6_has_the_ipv4_port_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket
+
+    def no_ipv6(family: int, *rest: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *rest)
+
+    monkeypatch.setattr(udp.socket, "socket", no_ipv6)
+    port = open_udp()
+    assert not port.ipv6
+    assert port.port > 0
+    port.close()
+
+
+def test_taken_port_is_a_host_error_that_says_what_to_do() -> None:
+    one = open_udp()
+    with pytest.raises(HostError, match=rf"{one.port} is taken.*--port"):
+        open_udp(one.port)
+    one.close()
+    again = open_udp(one.port)
+    assert again.port == one.port
+    again.close()
+
+
+def test_port_taken_for_ipv6_alone_is_refused_and_another_is_chosen_for_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        six.bind(("::", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with pytest.raises(HostError, match="is taken"):
+        open_udp(six.getsockname()[1])
+    calls = []
+    real = udp._bind
+
+    def first_six_taken(family: socket.AddressFamily, port: int, mark: int) -> socket.socket:
+        calls.append(family)
+        if calls.count(socket.AF_INET6) == 1 and family == socket.AF_INET6:
+            raise HostError("UDP port is taken")
+        return real(family, port, mark)
+
+    monkeypatch.setattr(udp, "_bind", first_six_taken)
+    chosen = open_udp()
+    assert chosen.ipv6
+    chosen.close()
+    six.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a firewall mark needs root")
+def test_mark_and_buffers_are_set() -> None:
+    port = open_udp(mark=0x77)
+    for one in port._sockets():
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x77
+        assert one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= udp.SOCKET_BUFFER
+    port.close()
+
+
+def test_mark_without_the_capability_is_a_host_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def setsockopt(self, level: int, name: int, value: int) -> None:  # type: ignore[override]
+            if name == socket.SO_MARK:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(udp.socket, "socket", Refusing)
+    with pytest.raises(HostError, match="CAP_NET_ADMIN"):
+        open_udp(mark=1)
+
+
+def test_kernel_without_segmentation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "_UDP_SEGMENT", 250)
+    monkeypatch.setattr(udp, "_UDP_GRO", 251)
+    one, two = open_udp(), open_udp()
+    assert not one._segments
+    asyncio.run(check_contract(one, two, "127.0.0.1", Endpoint("127.0.0.1", NOBODY)))
+    one.close()
+    two.close()
