@@ -27,7 +27,7 @@ def run(args: Namespace) -> int:
     CalnetError where the server can't start: one line for the user, with its exit code.
     """
     logging.basicConfig(level=logging.DEBUG if getattr(args, "debug", False) else logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of every malformed request
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     settings = settings_of(args)
     import uvloop

@@ -114,14 +114,18 @@ class CalnetServer:
         host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(self.settings.listen.host, self.settings.listen.host)
         return f"{'https' if self.settings.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    def drain(self) -> None:
+        """Say so where a balancer asks (`/readyz`), tell every session that the server stops, and admit no new one."""
+        self._accepting = False
+        self.control.close()
+        self.relay.close()
+
     async def stop(self) -> None:
         """Tell every session, end every connection, close every socket."""
-        self._accepting = False
+        self.drain()
         if self._timer is not None:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
-        self.control.close()
-        self.relay.close()
         await self._drained()
         if self._uvicorn is not None and self._serving is not None:
             self._uvicorn.should_exit = True

@@ -45,10 +45,11 @@ class ControlClient:
         self.channel = Channel.client(machine.control, server_key, PrivateKey.generate(os.urandom))
         self.heard: list[control.Message] = []
         self.netmap: Netmap | None = None
+        self.headers: dict[str, str] = {}
         self._requests = 0
 
     async def __aenter__(self) -> ControlClient:
-        self.socket: ClientConnection = await connect(self._url, compression=None, max_size=1 << 20, proxy=None)
+        self.socket: ClientConnection = await connect(self._url, compression=None, max_size=1 << 20, proxy=None, additional_headers=self.headers)
         await self.socket.send(self.channel.opening())
         self.channel.receive_handshake(await self._message())
         self.welcome = await self.expect(control.Welcome)
