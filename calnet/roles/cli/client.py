@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    OnEvent = Callable[[dict[str, object]], None]
+
 CONNECT_TIMEOUT_S = 5.0
 
 
@@ -19,7 +21,7 @@ def request(
     op: str,
     args: dict[str, object],
     *,
-    on_event: Callable[[dict[str, object]], None] | None = None,
+    on_event: OnEvent | None = None,
     timeout_s: float | None = None,
     who: str = "the Calnet daemon",
 ) -> object:
@@ -54,7 +56,7 @@ def _connect(connection: socket.socket, path: str, who: str) -> None:
         raise UnreachableError(f"{who} can't be reached at {path}: {reason}") from None
 
 
-def _answer(connection: socket.socket, on_event: Callable[[dict[str, object]], None] | None, who: str) -> object:
+def _answer(connection: socket.socket, on_event: OnEvent | None, who: str) -> object:
     lines = local.LineBuffer()
     while True:
         data = connection.recv(65536)
