@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, assert_never
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
@@ -45,9 +45,13 @@ class RelayEvents(Protocol):
 class RelayClient:
     """See the module's docstring. One instance for one relay, server key and node key."""
 
-    def __init__(self, url: str, server_key: bytes, node_key: PrivateKey, *, dial: Dial, events: RelayEvents, random: RandomBytes) -> None:
+    def __init__(
+        self, url: str, server_key: bytes, node_key: PrivateKey, *, dial: Dial, events: RelayEvents, random: RandomBytes, clock: Callable[[], float]
+    ) -> None:
+        """`clock` measures round trips: the loop's own may stand still within one turn."""
         self._url, self._server_key, self._node_key = url, server_key, node_key
-        self._dial, self._events, self._random = dial, events, random
+        self._dial, self._events, self._random, self._clock = dial, events, random, clock
+        self._again = True
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0
         self._control: deque[bytes] = deque()
@@ -60,7 +64,7 @@ class RelayClient:
         """Datagrams that were too many for the connection."""
 
     async def run(self) -> None:
-        """Stay connected until cancelled."""
+        """Stay connected until cancelled, or `end_with_connection` was called and it ended."""
         attempt = 0
         loop = asyncio.get_running_loop()
         while True:
@@ -68,10 +72,12 @@ class RelayClient:
             try:
                 await self._connection()
             except CalnetError as error:
-                self._lost(str(error))
+                self._events.relay_connected(False, str(error))
             finally:
                 self.connected = False
             attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
+            if not self._again:
+                return
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff(max(0, attempt - 1), self._random(1)[0] / 256)):
@@ -79,6 +85,11 @@ class RelayClient:
 
     def reconnect_now(self) -> None:
         """Don't wait for the backoff: the network changed."""
+        self._wake.set()
+
+    def end_with_connection(self) -> None:
+        """Make no further connection: `run` returns when this one ends."""
+        self._again = False
         self._wake.set()
 
     def send(self, peer: bytes, datagrams: Sequence[Buffer]) -> None:
@@ -99,9 +110,9 @@ class RelayClient:
         """The round trip to the relay in seconds, or None without an answer."""
         if not self.connected:
             return None
-        token, loop = self._random(relay.TOKEN_SIZE), asyncio.get_running_loop()
-        answer: asyncio.Future[float] = loop.create_future()
-        self._pings[token] = (loop.time(), answer)
+        token = self._random(relay.TOKEN_SIZE)
+        answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._pings[token] = (self._clock(), answer)
         self._control.append(relay.ping_frame(token))
         self._something.set()
         try:
@@ -179,7 +190,7 @@ class RelayClient:
                     self._control.append(relay.pong_frame(frame.token))
                     self._something.set()
                 case relay.Pong():
-                    self._pong(frame.token, loop.time())
+                    self._pong(frame.token, self._clock())
                 case relay.Close():
                     raise UnreachableError(f"the relay ended the connection: {_why(frame)}")
                 case relay.Bound() | relay.Gone() | relay.Unknown():
@@ -204,9 +215,6 @@ class RelayClient:
                 self._control.append(relay.ping_frame(self._random(relay.TOKEN_SIZE)))
                 self._something.set()
             await asyncio.sleep(relay.KEEPALIVE_S / 5)
-
-    def _lost(self, reason: str) -> None:
-        self._events.relay_connected(False, reason)
 
 
 def _why(close: relay.Close) -> str:

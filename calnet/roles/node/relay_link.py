@@ -77,17 +77,23 @@ class RelayLink:
 
     def _change_key(self, node_key: PrivateKey) -> None:
         self._timer = None
+        if self._leg is not None:
+            self._leg.client.end_with_connection()  # it would take its place back from the successor
         self._next = self._new_leg(node_key)
 
     def _new_leg(self, node_key: PrivateKey) -> _Leg:
-        return _Leg(self, node_key, lambda leg: RelayClient(self._url, self._server_key, node_key, dial=self._dial, events=leg, random=self._random))
+        return _Leg(
+            self, node_key, lambda leg: RelayClient(self._url, self._server_key, node_key, dial=self._dial, events=leg, random=self._random, clock=self._clock)
+        )
 
     def leg_changed(self, leg: _Leg, connected: bool, reason: str) -> None:
-        """A client's event: the successor's first connection makes it the one."""
-        if leg is self._next and connected:
+        """A client's event. The successor is the one as soon as it is connected, or the old connection ends: the relay says the latter a moment earlier."""
+        if self._next is not None and (leg is self._next) == connected:
             if self._leg is not None:
                 self._leg.task.cancel()
-            self._leg, self._next = leg, None
+            self._leg, self._next = self._next, None
+            if not connected:
+                return
         if leg is not self._leg:
             return
         if connected:
