@@ -16,7 +16,10 @@ _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 def parse_route(text: str) -> Prefix:
     """The prefix; InvalidError for anything else, and for one with bits set behind its length."""
     try:
-        return ipaddress.ip_network(text)
+        route = ipaddress.ip_network(text)
+        if "%" in text:
+            raise ValueError("a zone has no meaning elsewhere")
+        return route
     except ValueError as error:
         raise InvalidError(f"{text!r} is no route: write a prefix such as 192.168.1.0/24, without bits behind its length") from error
 
