@@ -1,0 +1,70 @@
+"""Numbers of path finding. Times in seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- protocol: both sides should agree about these ---
+
+PROBE_OFFSETS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
+"""When an attempt probes all candidates, from its start; then every PROBE_INTERVAL."""
+PROBE_INTERVAL: Final = 5.0
+ATTEMPT_INTERVAL: Final = 60.0
+"""While relayed with traffic a new attempt begins at least so often; while direct, all candidates are looked at again so often."""
+ANSWER_DUE: Final = 0.4
+"""While data is sent an authenticated packet is due so often; else the path is probed."""
+DOUBT_AFTER: Final = 0.8
+"""Without one for so long, data goes by relay too."""
+HEARTBEAT: Final = 3.0
+"""A path that has no traffic is probed so long after its last answer."""
+TRUST: Final = 6.5
+"""A path is trusted so long after its last answer."""
+IDLE_AFTER: Final = 45.0
+"""Without data either way for so long, nothing is sent to a peer."""
+STUN_INTERVAL_MIN: Final = 20.0
+STUN_INTERVAL_MAX: Final = 26.0
+
+# --- implementation ---
+
+ATTEMPT_LENGTH: Final = 32.0
+"""An attempt gives up after so long and rests until the next; without a relay it goes on."""
+HEARTBEAT_RETRY: Final = 1.0
+"""An unanswered heartbeat is repeated so often."""
+EXCHANGE_GAP: Final = 5.0
+"""Our candidates are told to one peer no more often than this in answer to its own."""
+PROBE_GAP: Final = 0.15
+"""One endpoint is probed no more often than this."""
+PROBE_TIMEOUT: Final = 5.0
+"""A later answer counts for nothing…"""
+EXPLICIT_TIMEOUT: Final = 60.0
+"""…nor one to a ping that somebody waits for."""
+NO_DATA_AFTER: Final = 20.0
+"""A path on which data was sent for so long without any coming back is left. More than WireGuard's passive keepalive (10 s) and re-handshake (15 s)."""
+NO_DATA_SENDING: Final = 15.0
+"""…and the sending has to have gone on for so long."""
+HOLD_FIRST: Final = 60.0
+HOLD_LONGEST: Final = 600.0
+"""A path left for carrying no data is not used for so long; doubled each time."""
+
+MAX_TOLD: Final = 32
+"""Candidates of one peer that it told."""
+MAX_SEEN: Final = 8
+"""Candidates of one peer that its packets came from."""
+MAX_PER_HOST: Final = 4
+"""Candidates of one peer with the same address."""
+MAX_OWN: Final = 16
+"""Candidates of our own that we publish."""
+MAX_HANDSHAKE_TARGETS: Final = 8
+MAX_PENDING: Final = 4_096
+"""Probes awaiting an answer."""
+PEER_PROBES_PER_S: Final = 25.0
+PEER_PROBES_BURST: Final = 100.0
+"""Probes to unproven endpoints that one peer can make us send."""
+HOST_PROBES_PER_S: Final = 10.0
+HOST_PROBES_BURST: Final = 40.0
+"""Probes to unproven endpoints with one address, whoever named it."""
+MAX_HOSTS: Final = 4_096
+MAX_STUN_SERVERS: Final = 4
+STUN_RETRANSMITS: Final = (0.0, 0.5, 1.5, 3.5)
+STUN_GIVE_UP: Final = 7.5
+"""RFC 8489 section 6.2.1 with RTO 500 ms, and fewer retransmissions."""

@@ -1,0 +1,338 @@
+"""One Calnet peer's path: relay first, direct once proven, relay again when in doubt. Pure: events and time in, actions out.
+
+Theory of operation. Four states:
+
+    RELAYED   no direct path; data by relay. While data flows, attempts to find one.
+    DIRECT    `best` answers: data goes there alone. A heartbeat while nothing is sent; a probe whenever an authenticated packet is overdue.
+    DOUBTED   `best` has not answered for 0.8 s of sending (or the network changed): data goes there and by relay, and all candidates are tried.
+    ASLEEP    nothing has flowed for 45 s, so `best` was no longer asked, and isn't trusted: data wakes it by relay. Without a relay data still
+              goes to `best`, which had never failed, and leaves it if no answer comes.
+
+    RELAYED → DIRECT    a candidate answers a probe
+    DIRECT  → DOUBTED   nothing authenticated from `best` in time; the network changed
+    DIRECT  → ASLEEP    trust ran out while idle
+    DOUBTED → DIRECT    `best` or another candidate answers, or data comes from `best`
+    DIRECT, DOUBTED, ASLEEP → RELAYED   6.5 s without an answer although asked; or `best` carries no data for 20 s and there is another way
+
+Only an answer to a probe proves an endpoint; data from `best` keeps it proven, data from elsewhere makes a candidate that is probed.
+
+The shell calls the event methods and after each asks `deadline`; `on_timer` may be called early. Actions are for `Paths`, which seals and sends.
+Error contract: nothing raises.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from calnet.model import Endpoint, NodeId, Prefix
+from calnet.paths import constants as c
+from calnet.paths.candidates import Candidate, CandidateTable
+from calnet.paths.choice import doubt_after, hold_time, is_better, probe_offset, smooth
+from calnet.paths.effects import PathChanged, Route
+
+_NEVER = float("-inf")
+
+
+class PathState(enum.Enum):
+    RELAYED = "relayed"
+    DIRECT = "direct"
+    DOUBTED = "doubted"
+    ASLEEP = "asleep"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Send a ping to `endpoint`. `proven` endpoints are not limited."""
+
+    endpoint: Endpoint
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Tell the peer our candidates, by the control session and by relay."""
+
+
+PeerAction = Probe | Exchange | PathChanged
+
+
+class PeerPath:
+    """See the module. `route` is what to do with data now."""
+
+    def __init__(self, peer: NodeId, *, relay: bool, overlay: tuple[Prefix, ...]) -> None:
+        self.peer = peer
+        self.state = PathState.RELAYED
+        self.best: Candidate | None = None
+        self.candidates = CandidateTable()
+        self.route = Route(None, relay)
+        self._relay = relay
+        self._overlay = overlay
+        self.awake = False
+        """Data flowed in the last 45 s, as of the last event."""
+        self._data_at = _NEVER
+        self._sent_at = _NEVER
+        self._heard_at = _NEVER
+        """Last answer or data from `best`."""
+        self._waiting_since: float | None = None
+        """First data sent to `best` since it was heard."""
+        self._unanswered_since: float | None = None
+        """First data sent directly since any data came from the peer."""
+        self._attempt_at: float | None = None
+        self._step = 0
+        self._next_attempt = _NEVER
+        self._exchanged_at = _NEVER
+
+    # --- what others ask ---
+
+    def active(self, now: float) -> bool:
+        """Whether data flowed lately."""
+        return now < self._data_at + c.IDLE_AFTER
+
+    def deadline(self, now: float) -> float | None:
+        """When `on_timer` has something to do if nothing else happens."""
+        times = [self._data_at + c.IDLE_AFTER] if self.awake else []
+        if self._attempt_at is not None:
+            times.append(self._attempt_at + probe_offset(self._step))
+        elif self.active(now):
+            times.append(max(self._next_attempt, now))
+        if self._in_use():
+            times.append(self._heard_at + c.TRUST)
+            probe_at = self._probe_best_at(now)
+            if probe_at is not None:
+                times.append(probe_at)
+            if self._waiting_since is not None and self.state is PathState.DIRECT:
+                times.append(self._waiting_since + self._doubt_after())
+            if self._unanswered_since is not None:
+                times.append(max(self._unanswered_since + c.NO_DATA_AFTER, now + 1.0))
+        elif self.state is PathState.ASLEEP and self._waiting_since is not None:
+            times.append(self._waiting_since + c.TRUST)
+        return min(times, default=None)
+
+    # --- events ---
+
+    def wake(self, now: float) -> list[PeerAction]:
+        """Somebody wants a path: find one, as for data."""
+        self._data_at, self.awake = now, True
+        if self.state is not PathState.DIRECT and self._attempt_at is None and now >= self._next_attempt:
+            return self._begin_attempt(now)
+        return []
+
+    def data_sent(self, now: float) -> list[PeerAction]:
+        """Data, or a handshake, was sent by the present route."""
+        self._sent_at = now
+        if self.state is not PathState.RELAYED and self._waiting_since is None:
+            self._waiting_since = now
+        if self.route.endpoint is not None and self._unanswered_since is None:
+            self._unanswered_since = now
+        return self.wake(now)
+
+    def data_received(self, endpoint: Endpoint | None, now: float) -> list[PeerAction]:
+        """An authenticated packet came from `endpoint`, or by relay (None)."""
+        self._unanswered_since = None
+        best = self.best
+        if best is not None and endpoint == best.endpoint and self._in_use():
+            self._data_at, self.awake = now, True
+            return self._heard(now)
+        seen = [] if endpoint is None else self._seen(endpoint, now)
+        return seen + self.wake(now)
+
+    def ping_received(self, endpoint: Endpoint, now: float) -> list[PeerAction]:
+        """The peer probes us from `endpoint` (the answer is the caller's): where we have no path, that is where to look for one."""
+        if self.state is PathState.DIRECT and self.best is not None and self.best.endpoint == endpoint:
+            return []
+        return self._seen(endpoint, now)
+
+    def pong_received(self, endpoint: Endpoint, rtt_s: float, now: float) -> list[PeerAction]:
+        """The answer to our probe to `endpoint`."""
+        found = self.candidates.get(endpoint)
+        if found is None:
+            return []
+        found.answered_at, found.rtt_s = now, smooth(found.rtt_s, rtt_s)
+        best = self.best
+        if found is best:
+            return self._heard(now)
+        if found.held(now):
+            return []
+        if self.state is PathState.DIRECT and best is not None and not is_better((endpoint, found.rtt_s), (best.endpoint, best.rtt_s or 0.0)):
+            return []
+        self.best, self._heard_at, self._waiting_since, self._unanswered_since = found, now, None, None
+        return self._enter(PathState.DIRECT, f"{endpoint} answers in {found.rtt_s * 1000:.0f} ms")
+
+    def told(self, endpoints: tuple[Endpoint, ...], now: float, *, wake: bool) -> list[PeerAction]:
+        """The peer's candidates. `wake`: it asks to be probed now; else (a netmap) only new ones matter, and only while data flows."""
+        new = self.candidates.tell(endpoints, now, self._overlay, None if self.best is None else self.best.endpoint)
+        if self.state is PathState.DIRECT:
+            return self._probe_all(now) if new and self.active(now) else []
+        return self._begin_attempt(now) if wake or (new and self.active(now)) else []
+
+    def relay_connected(self, connected: bool, now: float) -> list[PeerAction]:
+        """The relay can be used, or no more."""
+        self._relay = connected
+        actions = self._enter(self.state, "relay connected" if connected else "relay lost")
+        if self.active(now) and self.state is not PathState.DIRECT:
+            actions += self._begin_attempt(now)
+        return actions
+
+    def network_changed(self, now: float) -> list[PeerAction]:
+        """Addresses changed, or the machine slept: what was proven may not hold."""
+        actions: list[PeerAction] = []
+        if self.state is PathState.DIRECT:
+            if not self.active(now):
+                return self._enter(PathState.ASLEEP, "the network changed")
+            self._heard_at = max(self._heard_at, now - c.TRUST + c.PROBE_OFFSETS[-1])
+            actions += self._enter(PathState.DOUBTED, "the network changed")
+        if self.active(now):
+            actions += self._begin_attempt(now, always_exchange=True)
+        return actions
+
+    def own_candidates_changed(self, now: float) -> list[PeerAction]:
+        """The peer should know our new candidates, if data flows."""
+        if not self.active(now):
+            return []
+        if self.state is PathState.DIRECT:
+            return self._exchange(now)
+        return self._begin_attempt(now, always_exchange=True)
+
+    def set_overlay(self, overlay: tuple[Prefix, ...]) -> None:
+        """Addresses inside are nobody's candidates."""
+        self._overlay = overlay
+        self.candidates.drop_overlay(overlay)
+
+    def on_timer(self, now: float) -> list[PeerAction]:
+        """Do what is due."""
+        self.awake = self.active(now)
+        actions = self._judge(now)
+        if self._in_use():
+            due = self._probe_best_at(now)
+            if due is not None and due <= now and self.best is not None:
+                actions += self._probe(self.best, now)
+        return actions + self._go_on(now)
+
+    # --- judging the path in use ---
+
+    def _in_use(self) -> bool:
+        return self.state is PathState.DIRECT or self.state is PathState.DOUBTED
+
+    def _judge(self, now: float) -> list[PeerAction]:
+        if self._in_use() and now >= self._heard_at + c.TRUST:
+            if self.active(now):
+                return self._lost("no answer", now)
+            self._waiting_since = None
+            return self._enter(PathState.ASLEEP, "idle")
+        if self.state is PathState.ASLEEP and self._waiting_since is not None and now >= self._waiting_since + c.TRUST:
+            return self._lost("no answer", now)
+        if self._carries_nothing(now) and self.best is not None:
+            self.best.held_times += 1
+            self.best.held_until = now + hold_time(self.best.held_times)
+            return self._lost("it answers probes but carries no data", now)
+        if self.state is PathState.DIRECT and self._waiting_since is not None and now >= self._waiting_since + self._doubt_after():
+            return self._enter(PathState.DOUBTED, "no answer while sending") + self._begin_attempt(now)
+        return []
+
+    def _carries_nothing(self, now: float) -> bool:
+        """Whether `best` swallows data, and there is another way to try."""
+        since = self._unanswered_since
+        if since is None or not self._in_use() or now < since + c.NO_DATA_AFTER or self._sent_at - since < c.NO_DATA_SENDING:
+            return False
+        return self._relay or any(known is not self.best and known.proven(now) and not known.held(now) for known in self.candidates)
+
+    def _lost(self, why: str, now: float) -> list[PeerAction]:
+        """Leave `best`: for another candidate that is proven, else for the relay."""
+        left, self.best, self._waiting_since, self._unanswered_since = self.best, None, None, None
+        others = [known for known in self.candidates.ordered() if known is not left and known.proven(now) and not known.held(now)]
+        if others:
+            self.best, self._heard_at = others[0], others[0].answered_at
+            return self._enter(PathState.DIRECT, why)
+        return self._enter(PathState.RELAYED, why) + self._begin_attempt(now)
+
+    def _heard(self, now: float) -> list[PeerAction]:
+        self._heard_at, self._waiting_since = now, None
+        if self.state is PathState.DIRECT:
+            return []
+        return self._enter(PathState.DIRECT, "it answers again")
+
+    def _doubt_after(self) -> float:
+        return doubt_after(None if self.best is None else self.best.rtt_s)
+
+    def _probe_best_at(self, now: float) -> float | None:
+        """When `best` is asked next if it says nothing."""
+        if self.best is None:
+            return None
+        if self._waiting_since is not None:
+            return max(self._waiting_since, self.best.probed_at) + c.ANSWER_DUE
+        if self.state is PathState.DOUBTED:
+            return self.best.probed_at + c.ANSWER_DUE
+        if not self.active(now):
+            return None
+        return max(self._heard_at + c.HEARTBEAT, self.best.probed_at + c.HEARTBEAT_RETRY)
+
+    def _enter(self, state: PathState, why: str) -> list[PeerAction]:
+        """Change state and route together."""
+        self.state = state
+        endpoint = None if self.best is None or state is PathState.RELAYED else self.best.endpoint
+        old = self.route
+        match state:
+            case PathState.RELAYED:
+                self.route = Route(None, self._relay)
+            case PathState.DIRECT:
+                self.route = Route(endpoint, False)
+            case PathState.DOUBTED:
+                self.route = Route(endpoint, self._relay)
+            case PathState.ASLEEP:
+                self.route = Route(None, True) if self._relay else Route(endpoint, False)
+        return [] if self.route == old else [PathChanged(self.peer, old, self.route, why)]
+
+    # --- attempts ---
+
+    def _begin_attempt(self, now: float, *, always_exchange: bool = False) -> list[PeerAction]:
+        """Probe all candidates now and some times more, and let the peer do the same."""
+        self._attempt_at, self._step = now, 0
+        self._next_attempt = now + c.ATTEMPT_INTERVAL
+        actions = self._exchange(now) if always_exchange or now - self._exchanged_at >= c.EXCHANGE_GAP else []
+        return actions + self._go_on(now)
+
+    def _exchange(self, now: float) -> list[PeerAction]:
+        self._exchanged_at = now
+        return [Exchange()]
+
+    def _go_on(self, now: float) -> list[PeerAction]:
+        """The attempt's probe round if one is due; a new attempt if that is due."""
+        if self._attempt_at is None:
+            return self._look_again(now) if self.active(now) and now >= self._next_attempt else []
+        if now < self._attempt_at + probe_offset(self._step):
+            return []
+        while now >= self._attempt_at + probe_offset(self._step):
+            self._step += 1
+        actions = self._probe_all(now)
+        if self._attempt_ends(now):
+            self._attempt_at = None
+        return actions
+
+    def _attempt_ends(self, now: float) -> bool:
+        """Whether no further round follows: after the first five where there is a path or no data, after 32 s where there is a relay."""
+        if self._step < len(c.PROBE_OFFSETS):
+            return False
+        return self.state is PathState.DIRECT or not self.active(now) or (self._relay and probe_offset(self._step) > c.ATTEMPT_LENGTH)
+
+    def _look_again(self, now: float) -> list[PeerAction]:
+        if self.state is not PathState.DIRECT:
+            return self._begin_attempt(now)
+        self._next_attempt = now + c.ATTEMPT_INTERVAL
+        return self._probe_all(now)
+
+    def _probe_all(self, now: float) -> list[PeerAction]:
+        return [action for known in self.candidates.ordered() if not known.held(now) for action in self._probe(known, now)]
+
+    def _probe(self, known: Candidate, now: float) -> list[PeerAction]:
+        if now - known.probed_at < c.PROBE_GAP:
+            return []
+        known.probed_at = now
+        return [Probe(known.endpoint, known.proven(now))]
+
+    def _seen(self, endpoint: Endpoint, now: float) -> list[PeerAction]:
+        """Something authentic came from `endpoint`: a candidate, probed at once unless it is known well enough."""
+        known = self.candidates.see(endpoint, now, self._overlay, None if self.best is None else self.best.endpoint)
+        if known is None or known.held(now) or (self.state is PathState.DIRECT and now - known.probed_at < c.HEARTBEAT):
+            return []
+        return self._probe(known, now)
