@@ -67,6 +67,8 @@ READ_BATCH: Final = 64
 """TUN packets, or UDP batches, taken before others have their turn."""
 QUEUE_PACKETS: Final = 128
 QUEUE_BYTES: Final = 256 * 1024
+MAX_HELD: Final = 8
+"""Runs kept while a socket is full. Reading stops at the first; the rest is what was under way."""
 UNREACHABLES_PER_SECOND: Final = 50
 REJECTIONS_TO_TELL: Final = 3
 """Handshake responses in a row that don't authenticate before the user hears of it."""
@@ -164,7 +166,7 @@ class DataPath:
         self._rejections: dict[NodeId, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
-        self._blocked: tuple[Endpoint, bytes, int] | None = None
+        self._held: deque[tuple[Endpoint, bytes, int]] = deque()
         self._running = False
         self._source = Source(None, None)
         self._now = monotonic()
@@ -303,7 +305,7 @@ class DataPath:
                 if not length:
                     break
                 take(length if self._vnet else length + START)
-                if self._blocked is not None:
+                if self._held:
                     break
         except HostError as error:
             self._tun.unwatch(self._loop)
@@ -395,7 +397,7 @@ class DataPath:
         """Outbound's `send`: one run leaves by the peer's route."""
         peer = session.peer.id
         endpoint, relay = self._paths.route(peer)
-        if endpoint is not None and not self._udp.send(endpoint, datagrams, size):
+        if endpoint is not None and (self._held or not self._udp.send(endpoint, datagrams, size)):
             self._hold_back(endpoint, datagrams, size)
         if relay:
             self._host.send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
@@ -403,18 +405,22 @@ class DataPath:
         self._effects += self._paths.data_sent(peer, self._now)
 
     def _hold_back(self, endpoint: Endpoint, datagrams: memoryview, size: int) -> None:
-        """The socket is full: keep this one run, and read nothing from the TUN (whose queue then tells the senders) until it has gone."""
-        if self._blocked is not None:
+        """The socket is full: keep this run, and read nothing from the TUN (whose queue then tells the senders) until it has gone."""
+        if len(self._held) >= MAX_HELD:
             self.dropped += 1
             return
-        self._blocked = (endpoint, bytes(datagrams), size)
-        self._tun.unwatch(self._loop)
-        self._udp.when_writable(self._loop, endpoint, self._go_on)
+        self._held.append((endpoint, bytes(datagrams), size))
+        if len(self._held) == 1:
+            self._tun.unwatch(self._loop)
+            self._udp.when_writable(self._loop, endpoint, self._go_on)
 
     def _go_on(self) -> None:
-        held, self._blocked = self._blocked, None
-        if held is not None and self._running:
-            self._udp.send(*held)
+        while self._held and self._running:
+            if not self._udp.send(*self._held[0]):
+                self._udp.when_writable(self._loop, self._held[0][0], self._go_on)
+                return
+            self._held.popleft()
+        if self._running:
             self._tun.watch(self._loop, self._on_tun)
 
     # --- From the wire ---
