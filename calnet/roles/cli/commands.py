@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 NODE_SOCKET = "/run/calnet/calnet.sock"
 NODE_STATE = "/var/lib/calnet"
 SERVER_STATE = "/var/lib/calnet-server"
-KEY_HELP = "pre-auth key: file:PATH, - (a line of stdin), or the key itself, which other users can then see in the list of processes and which stays in the shell's history"
+KEY_HELP = (
+    "pre-auth key: file:PATH, - (a line of stdin), or the key itself; careful: other users then see it in the list of processes, "
+    "and it stays in the shell's history"
+)
 
 
 class Command:

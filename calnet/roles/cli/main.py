@@ -5,6 +5,7 @@ Commands are started by name, so that each run imports its own command alone; th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -43,7 +44,7 @@ def run(argv: Sequence[str] | None = None, bundle: Bundle | None = None) -> int:
             _print_traceback()
         _complain(str(error) or type(error).__name__)
         return error.exit_code
-    except Exception as error:  # the last boundary: no traceback reaches a user unasked
+    except Exception as error:  # noqa: BLE001 - the last boundary: no traceback reaches a user unasked
         if debug:
             _print_traceback()
         _complain(_unexpected(error))
@@ -120,20 +121,16 @@ def _make_output_safe() -> None:
 
 def _drop_output() -> int:
     """Nobody reads stdout, or its disk is full: point it elsewhere, so that Python's own flush at exit says nothing more."""
-    try:
+    with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except OSError:
-        pass
     return 1
 
 
 def _complain(text: str) -> None:
     from calnet.roles.cli.show import clean
 
-    try:
+    with contextlib.suppress(OSError):
         print(f"calnet: {clean(text)}", file=sys.stderr)
-    except OSError:
-        pass
 
 
 def _unexpected(error: Exception) -> str:

@@ -167,7 +167,8 @@ def ping(args: Namespace) -> int:
     def on_event(event: show.Json) -> None:
         pong = event.get("pong")
         if not isinstance(pong, dict):
-            return tell(event)
+            tell(event)
+            return
         pongs.append(pong)
         if not args.json:
             print(show.pong_line(pong), flush=True)

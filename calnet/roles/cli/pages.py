@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SETTINGS = (
-    "A flag can also be set by the environment: CALNET_ and its name in capitals for a node and the commands (CALNET_SOCKET, CALNET_STATE_DIR), CALNET_SERVER_ for "
-    "server and admin. Flags outrank the environment, which outranks the configuration file of --config. Secrets have no variable."
+    "A flag can also be set by the environment: CALNET_ and its name in capitals for a node and the commands (CALNET_SOCKET, CALNET_STATE_DIR), "
+    "CALNET_SERVER_ for server and admin. Flags outrank the environment, which outranks the configuration file of --config. Secrets have no variable."
 )
 
 
