@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, assert_never
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
@@ -26,6 +26,9 @@ from calnet.wire import control
 from calnet.wire.channel import Channel
 
 log = logging.getLogger(__name__)
+
+FetchKey = Callable[[Server], Awaitable[bytes]]
+"""Asks a server for its control key, unauthenticated."""
 
 MAX_SOCKET_MESSAGE: Final = 65_535
 REQUEST_TIMEOUT_S: Final = 15.0
@@ -72,10 +75,11 @@ class ControlClient:
         events: ControlEvents,
         random: RandomBytes,
         wall: Callable[[], float],
+        fetch_key: FetchKey,
         netmap: Netmap | None = None,
     ) -> None:
         self._server, self._server_key, self._control_key = server, server_key, control_key
-        self._dial, self._events, self._random, self._wall = dial, events, random, wall
+        self._dial, self._events, self._random, self._wall, self._fetch_key = dial, events, random, wall, fetch_key
         self._netmap = netmap
         self._socket: MessageSocket | None = None
         self._channel: Channel | None = None
@@ -214,11 +218,9 @@ class ControlClient:
                 await socket.send(channel.opening())
                 try:
                     channel.receive_handshake(await socket.receive())
-                except AuthenticationError as error:
-                    raise AuthenticationError(
-                        f"the server {self._server.url()} does not hold the control key this machine knows: it was replaced, or somebody stands between. "
-                        "If you trust it, `calnet up --auth-key` with a key made there"
-                    ) from error
+                except (AuthenticationError, UnreachableError) as error:
+                    await self._explain_refusal(error)
+                    raise
                 while True:
                     whole = channel.receive(await socket.receive())
                     if whole is not None:
@@ -231,6 +233,16 @@ class ControlClient:
         if not isinstance(welcome, control.Welcome):
             raise UnreachableError("the server did not begin with a welcome")
         return welcome
+
+    async def _explain_refusal(self, error: CalnetError) -> None:
+        """The handshake failed: AuthenticationError where the server has, or says it has, another key than the pinned one. A server that was given
+        another key can't read our first message, and only closes; what it says its key is counts for nothing but this text."""
+        key = b"" if isinstance(error, AuthenticationError) else await self._fetch_key(self._server)
+        if key != self._server_key:
+            raise AuthenticationError(
+                f"the server {self._server.url()} does not hold the control key this machine knows: it was replaced, or somebody stands between. "
+                "If you trust it, `calnet up --auth-key` with a key made there, or `calnet logout` and `calnet up`"
+            ) from error
 
     async def _write(self, socket: MessageSocket, channel: Channel) -> None:
         loop = asyncio.get_running_loop()

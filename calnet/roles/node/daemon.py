@@ -22,7 +22,7 @@ from calnet.crypto.keys import RandomBytes, encode_key
 from calnet.errors import AuthenticationError, CalnetError, HostError, StateError
 from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node import routes
-from calnet.roles.node.control_client import ControlClient
+from calnet.roles.node.control_client import ControlClient, FetchKey
 from calnet.roles.node.datapath import PeerStatus
 from calnet.roles.node.engine import Engine, OpenEngine
 from calnet.roles.node.escape import shown
@@ -84,6 +84,7 @@ class Daemon:
         setup: HostSetup,
         open_engine: OpenEngine,
         dial: Dial,
+        fetch_key: FetchKey,
         *,
         machine: Machine,
         clocks: Clocks,
@@ -91,7 +92,7 @@ class Daemon:
         fixed_port: int = 0,
     ) -> None:
         self.directory, self.setup, self.machine, self.clocks, self.random = directory, setup, machine, clocks, random
-        self._open_engine, self._dial, self._fixed_port = open_engine, dial, fixed_port
+        self._open_engine, self._dial, self.fetch_key, self._fixed_port = open_engine, dial, fetch_key, fixed_port
         self.engine: Engine | None = None
         self.client: ControlClient | None = None
         self.relay = RelayLink(self, dial=dial, random=random, clock=clocks.elapsed)
@@ -242,6 +243,7 @@ class Daemon:
                 events=self,
                 random=self.random,
                 wall=self.clocks.wall,
+                fetch_key=self.fetch_key,
                 netmap=self.netmap,
             )
             self._spawn("control", self.client.run())

@@ -14,14 +14,13 @@ from calnet.errors import CalnetError, InvalidError, LoginNeededError, RefusedEr
 from calnet.roles.node.control_client import ControlClient
 from calnet.roles.node.daemon import ACTIVE, PENDING, REFUSING, UNKNOWN, Daemon
 from calnet.roles.node.state import NodeState
-from calnet.roles.node.underlay import Server, parse_server
+from calnet.roles.node.underlay import parse_server
 from calnet.wire import control
 from calnet.wire.authkey import parse_auth_key
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[dict[str, object]], Awaitable[None]]
-FetchKey = Callable[[Server], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,8 @@ class UpRequest:
 class Logins:
     """The daemon's comings and goings. Calls that change something are the caller's to serialize; waiting is not."""
 
-    def __init__(self, daemon: Daemon, fetch_key: FetchKey) -> None:
-        self._daemon, self._fetch_key = daemon, fetch_key
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
         daemon.confirm_keys = self.confirm_again
 
     async def prepare(self, request: UpRequest) -> None:
@@ -67,12 +66,12 @@ class Logins:
         if not url:
             raise InvalidError("no server is known yet: give --server URL")
         carried = parse_auth_key(request.auth_key).server_key if request.auth_key else None
-        known = state.server_key if url == state.server_url else None
+        known = state.server_key if url == state.server_url and not state.logged_out else None
         if carried is not None and known is not None and carried != known:
             log.warning("server_key_pinned_anew server=%s", url)
-        key = carried or known or await self._fetch_key(parse_server(url))
+        key = carried or known or await self._daemon.fetch_key(parse_server(url))
         if key == state.server_key:
-            return replace(state, server_url=url)  # the same server by another name
+            return replace(state, server_url=url)  # the same server, perhaps by another name
         return replace(state, server_url=url, server_key=key, registered=False, logged_out=False, unconfirmed=False)
 
     async def complete(self, request: UpRequest, emit: Emit) -> str:

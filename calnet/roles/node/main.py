@@ -148,9 +148,17 @@ async def _serve(settings: Settings) -> int:
         setup = HostSetup(directory, network, nft, nft, settings.tun, settings.mtu)
         opener = engine_opener(directory, tun=settings.tun, mtu=settings.mtu, clocks=clocks, random=os.urandom)
         daemon = Daemon(
-            directory, setup, opener, websocket_dial(MARK), machine=Machine(host_name()), clocks=clocks, random=os.urandom, fixed_port=settings.port
+            directory,
+            setup,
+            opener,
+            websocket_dial(MARK),
+            lambda server: fetch_server_key(server, MARK),
+            machine=Machine(host_name()),
+            clocks=clocks,
+            random=os.urandom,
+            fixed_port=settings.port,
         )
-        operations = Operations(daemon, Logins(daemon, lambda server: fetch_server_key(server, MARK)), settings.operator)
+        operations = Operations(daemon, Logins(daemon), settings.operator)
         try:
             make_socket_directory(settings.socket)
             listening = await serve_local(settings.socket, operations.handle, mode=SOCKET_MODE)
