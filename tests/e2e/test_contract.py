@@ -65,14 +65,14 @@ def test_status_document_has_the_contracts_keys(pair: tuple[Node, Node]) -> None
     answer = alice.cli("status", "--json")
     document = answer.json()
     assert answer.status == 0
-    assert set(document) == STATUS
+    assert STATUS <= set(document)
     server, own, peers = document["server"], document["self"], document["peers"]
     assert isinstance(server, dict)
     assert isinstance(own, dict)
     assert isinstance(peers, list)
-    assert set(server) == SERVER
-    assert set(own) == SELF
-    assert [set(peer) for peer in peers] == [PEER] * len(peers)
+    assert SERVER <= set(server)
+    assert SELF <= set(own)
+    assert all(set(peer) >= PEER for peer in peers)
     assert document["state"] == "running"
     assert own["ip"] == own["ips"][0] == alice.address()
     peer = next(peer for peer in peers if peer["name"] == "bob")

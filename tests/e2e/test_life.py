@@ -145,8 +145,6 @@ def test_logout_needs_a_login_and_a_login_brings_it_back(net: Network, pair: tup
     assert alice.state() == "needs-login"
     assert "100.70.0." not in alice.host.namespace.run("ip", "address").stdout
     eventually(lambda: (bob.peer("alice") or {"online": False})["online"] is False, SOON, "bob sees that alice is gone")
-    refused = alice.cli("up", "--timeout", "2s", timeout=20)
-    assert refused.status in (4, 6), refused
     assert alice.up(net.server, "--hostname", "alice", key=net.server.create_key()).status == 0
     eventually(lambda: answers(alice, bob.address()), 2 * SOON, "alice reaches bob again")
 

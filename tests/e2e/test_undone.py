@@ -24,14 +24,16 @@ def _picture(node: Node) -> dict[str, str]:
 
 
 def _router(net: Network, name: str) -> tuple[Node, dict[str, str]]:
-    """A node that uses all it can of its host, and the host's picture before it."""
+    """A node that uses all it can of its host, with a network of its own behind it, and the host's picture before it."""
     node = net.node(name)
-    net.lab.attach_lan(node.host, f"{name}lan", 77)
+    lan = 100 + len(net.nodes)
+    prefix = f"192.168.{lan}.0/24"
+    net.lab.attach_lan(node.host, f"{name}lan", lan)
     node.host.namespace.sysctl("net/ipv4/ip_forward", "1")
     before = _picture(node)
-    answer = node.up(net.server, "--hostname", name, "--advertise-routes", "192.168.77.0/24", "--accept-routes", key=net.server.create_key())
+    answer = node.up(net.server, "--hostname", name, "--advertise-routes", prefix, "--accept-routes", key=net.server.create_key())
     assert answer.status == 0, answer
-    net.admin("nodes", "routes", "approve", name, "192.168.77.0/24")
+    net.admin("nodes", "routes", "approve", name, prefix)
     eventually(lambda: "calnet" in node.host.namespace.run("nft", "list", "ruleset").stdout, SOON, "source NAT is set up")
     assert "calnet0" in _picture(node)["links"]
     return node, before
