@@ -65,6 +65,8 @@ HOST_PROBES_BURST: Final = 40.0
 """Probes to unproven endpoints with one address, whoever named it."""
 MAX_HOSTS: Final = 4_096
 MAX_STUN_SERVERS: Final = 4
+STUN_GAP: Final = 5.0
+"""A path in trouble starts a round no sooner than this after the last."""
 STUN_RETRANSMITS: Final = (0.0, 0.5, 1.5, 3.5)
 STUN_GIVE_UP: Final = 7.5
 """RFC 8489 section 6.2.1 with RTO 500 ms, and fewer retransmissions."""

@@ -295,8 +295,7 @@ class Paths:
                 case Probe():
                     effects += self._probe(path.peer, action, now)
                 case PathChanged():
-                    if path.active(now) or action.old.endpoint != action.new.endpoint:
-                        effects.append(action)
+                    effects += self._changed(path, action, now)
                 case _:
                     effects += self._exchange(path.peer)
         self._routes[path.peer] = path.route
@@ -304,6 +303,15 @@ class Paths:
         if deadline is not None:
             self._schedule.no_later_than(path.peer, deadline)
         return effects
+
+    def _changed(self, path: PeerPath, change: PathChanged, now: float) -> list[PathEffect]:
+        """Nobody hears of an idle peer's relay. A direct path in trouble may mean that the NAT maps us anew: ask."""
+        if not path.active(now):
+            return [change] if change.old.endpoint != change.new.endpoint else []
+        troubled = change.old.endpoint is not None and (change.new.relay or change.new.endpoint is None)
+        if troubled and now >= self._stun.last_round_at + c.STUN_GAP:
+            return [change, *self._stun_round(now)]
+        return [change]
 
     def _probe(self, peer: NodeId, probe: Probe, now: float) -> list[PathEffect]:
         if not probe.proven and not self._limiter.allows(peer, probe.endpoint.host, now):

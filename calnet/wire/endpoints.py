@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import Final
 
 from calnet.errors import WireError
@@ -21,6 +21,7 @@ _FAMILY_4: Final = 4
 _FAMILY_6: Final = 6
 _NO_UNICAST: Final = (IPv4Network("0.0.0.0/8"), IPv4Network("240.0.0.0/4"))
 """This network, and the reserved block with the limited broadcast (RFC 6890)."""
+_PRIVATE: Final = tuple(ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
 
 
 def address_of(packed: bytes) -> Address:
@@ -75,6 +76,4 @@ def is_candidate(endpoint: Endpoint, overlay: Iterable[Prefix] = ()) -> bool:
 def is_private(endpoint: Endpoint) -> bool:
     """Whether the address is of a site's own (RFC 1918, RFC 6598, unique local IPv6): a LAN's, if it is anyone's."""
     address = ipaddress.ip_address(endpoint.host)
-    if isinstance(address, IPv4Address):
-        return address.is_private or address in IPv4Network("100.64.0.0/10")
-    return address.is_private
+    return any(address in prefix for prefix in _PRIVATE)
