@@ -45,7 +45,12 @@ TRIMMED = {
     "uvicorn/workers.py": "needs gunicorn",
     "click/_winconsole.py": "Windows",
     "click/testing.py": "tests",
+    "starlette/middleware/opentelemetry.py": "needs OpenTelemetry",
+    "starlette/templating.py": "needs Jinja",
+    "starlette/testclient.py": "tests",
     "pyroute2/bsd/": "another system",
+    "pyroute2/iproute/bsd.py": "another system",
+    "pyroute2/config/eventlet.py": "not used",
     "pyroute2/plan9/": "another protocol",
     "pyroute2/fixtures/": "tests",
     "pyroute2/dhcp/": "not used",
@@ -184,6 +189,7 @@ def collect(packages: list[Path], strip: str | None) -> dict[str, bytes]:
         "targets": {target(): {"deps": deps, "native": dict(sorted(native.items()))}},
         "sha256": hashes,
         "licenses": ["licenses/calnet.txt", *licences],
+        "pages": sorted(entry for entry in entries if entry.startswith("man/")),
     }
     entries["index.json"] = json.dumps(index, indent=1, sort_keys=True).encode()
     return entries

@@ -8,7 +8,9 @@ nothing. Where there is no /proc or no memfd, the same is done from a directory 
 The file's layout, as build_zipapp.py writes it: `calnet/…` (source and bytecode), `index.json`, `deps/cp311.zip`, `native/cp311-x86_64/NAME.so`,
 `man/…`, `licenses/…`. The index:
 
-    {"build": hash, "targets": {"3.11-x86_64": {"deps": entry, "native": {module: entry}}}, "sha256": {entry: hash}, "licenses": [entry, …]}
+    {"build": hash,
+     "targets": {"3.11-x86_64": {"deps": entry, "native": {module: entry}}}, "sha256": {entry: hash},
+     "licenses": [entry, …], "pages": [entry, …]}
 """
 
 from __future__ import annotations
@@ -69,6 +71,19 @@ class Bundle:
         names = self._index.get("licenses")
         entries = [str(name) for name in names] if isinstance(names, list) else []
         return [(os.path.basename(entry).removesuffix(".txt"), self.need(entry).decode("utf-8", "replace")) for entry in entries]
+
+    def pages(self) -> list[tuple[str, bytes]]:
+        """(file name, source) of each manual page."""
+        self._open()
+        names = self._index.get("pages")
+        return [(os.path.basename(str(entry)), self.need(str(entry))) for entry in names] if isinstance(names, list) else []
+
+    def whole(self) -> bytes:
+        """The file itself, as it was opened at the start."""
+        found = bytearray()
+        while part := os.pread(self._descriptor, 1 << 20, len(found)):
+            found += part
+        return bytes(found)
 
     def sha256(self, entry: str) -> str:
         """The hash of an entry, as the index has it."""
