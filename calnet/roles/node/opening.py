@@ -41,10 +41,13 @@ class RealEngine:
         self.gso_max_size = super_packet_size(mtu) if tun.offloads.vnet_header else None
 
     def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
+        self._paths.set_overlay(netmap.prefixes)
         self._path.apply(netmap, accept_routes=accept_routes)
 
     def set_identity(self, keys: Keys) -> None:
         self._tunnel.set_identity(keys.node, keys.previous)
+        self._paths.set_identity(keys.node.public, keys.discovery)
+        self._paths.set_identity(keys.node.public, keys.discovery)
 
     def relayed(self, peer: NodeId, datagram: Buffer) -> None:
         self._path.relayed(peer, datagram)
@@ -68,7 +71,10 @@ class RealEngine:
         return self._path.peer_status(peer)
 
     def netcheck(self) -> Netcheck:
-        return Netcheck()
+        seen = self._paths.reflexive()
+        ipv4 = next((endpoint for endpoint in seen if ":" not in endpoint.host), None)
+        ipv6 = next((endpoint for endpoint in seen if ":" in endpoint.host), None)
+        return Netcheck(ipv4, ipv6, self._paths.mapping())
 
     def close(self) -> None:
         self._path.close()
