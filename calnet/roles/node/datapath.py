@@ -220,6 +220,7 @@ class DataPath:
         self._local = PrefixTable((prefix, True) for prefix in (*_hosts(netmap.self.addresses), *netmap.self.routes))
         self._filter.set_rules(netmap.filter)
         self._effects += self._tunnel.configure((_tunnel_config(peer, accept_routes) for peer in netmap.peers), self._now, self._wall())
+        self._paths.set_overlay(netmap.prefixes)
         self._effects += self._paths.set_peers(netmap.peers, self._now)
         known = {peer.id for peer in netmap.peers}
         self._queues = {peer: queue for peer, queue in self._queues.items() if peer in known}
@@ -533,6 +534,8 @@ class DataPath:
             self._send_back(effect.reply_to, effect.datagram)
         else:
             self._send_on_route(effect.peer, effect.datagram)
+            for endpoint in self._paths.handshake_targets(effect.peer):
+                self._udp.send(endpoint, effect.datagram, len(effect.datagram))
         self._effects += self._paths.data_sent(effect.peer, self._now)
 
     def _send_on_route(self, peer: NodeId, datagram: bytes) -> None:
