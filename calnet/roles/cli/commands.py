@@ -47,12 +47,16 @@ class Command:
             f"{program} {self.name}",
             prefix=self.prefix,
             description=f"{self.summary[0].upper()}{self.summary[1:]}.",
-            examples=tuple(f"{program.replace('-', ' ')} {example}" for example in self.examples),
+            examples=tuple(f"{program} {example}" for example in self.examples),
         )
+        self.fill(parser)
+        return parser
+
+    def fill(self, parser: Parser) -> None:
+        """Adds all its flags to `parser`."""
         self.add(parser)
         if self.name != "admin":
             add_debug(parser)
-        return parser
 
 
 def program_name() -> str:
