@@ -478,7 +478,7 @@ class Daemon:
     def control_lost(self, reason: CalnetError) -> None:
         if self._server_down_since is None:
             self._server_down_since = self.clocks.elapsed()
-        if str(reason) != str(self.server_error):
+        if str(reason) != str(self.server_error) and not isinstance(reason, AuthenticationError):
             log.warning("control_lost error=%s", shown(str(reason), 400))
         self.server_error = reason
         self._tell()

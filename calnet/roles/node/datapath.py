@@ -47,7 +47,7 @@ from calnet.tunnel.inbound import Inbound
 from calnet.tunnel.outbound import START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.prefixes import PrefixTable
-from calnet.tunnel.segment import finish_checksum, parse_super, segment_headers
+from calnet.tunnel.segment import finish_checksum, parse_super
 from calnet.tunnel.session import Session
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
@@ -334,8 +334,7 @@ class DataPath:
         if self._vnet:
             flags, gso_type, *rest = VIRTIO_HEADER.unpack_from(outbound.plain)
             if gso_type:
-                shape = parse_super(packet, Virtio(flags, gso_type, *rest))
-                outbound.seal_super(session, shape, segment_headers(packet, shape))
+                outbound.seal_super(session, parse_super(packet, Virtio(flags, gso_type, *rest)))
                 return
             if flags & NEEDS_CSUM:
                 finish_checksum(packet, Virtio(flags, gso_type, *rest))

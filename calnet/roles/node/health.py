@@ -9,12 +9,15 @@ from typing import Final
 
 from calnet.host.interfaces import Interface
 from calnet.model import Prefix
+from calnet.roles.node.escape import shown
 from calnet.roles.node.routes import Finding
 
 CLOCK_LIMIT_S: Final = 60.0
 EXPIRY_WARNING_S: Final = 7 * 86_400.0
 SERVER_PATIENCE_S: Final = 10.0
 """A server or relay away for less is not worth a line: it restarts."""
+TEXT_LIMIT: Final = 600
+"""Characters of a text that others may have had a hand in."""
 _SHARED: Final = ip_network("100.64.0.0/10")
 _TAILSCALE: Final = "tailscale"
 
@@ -132,4 +135,4 @@ def _router(facts: Facts) -> Iterator[HealthLine]:
 def _findings(findings: Iterable[Finding]) -> Iterator[HealthLine]:
     for finding in dict.fromkeys(findings):
         severity = "error" if finding.code in ERROR_CODES else "info" if finding.code in INFO_CODES else "warning"
-        yield HealthLine(finding.code, severity, finding.text)
+        yield HealthLine(finding.code, severity, shown(finding.text, TEXT_LIMIT))

@@ -53,7 +53,7 @@ def settings_of(args: Namespace) -> Settings:
     tun = str(getattr(args, "tun", None) or DEFAULT_TUN)
     try:
         check_interface_name(tun)
-    except InvalidError as error:
+    except (HostError, InvalidError) as error:
         raise UsageError(f"--tun: {error}") from None
     return Settings(
         state_dir=Path(getattr(args, "state_dir", None) or DEFAULT_STATE_DIR).absolute(),
