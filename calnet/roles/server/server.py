@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -38,8 +39,9 @@ MAX_WEBSOCKET_MESSAGE: Final = 65_536
 """A Noise message and a relay frame are both shorter."""
 STOP_LIMIT_S: Final = 2.0
 """How long HTTP connections may take to end, once told to."""
-HOUSEKEEPING_LIMIT_S: Final = 60.0
-"""The longest time between two looks at the clock, so that a clock set forward is noticed."""
+HOUSEKEEPING_RETRY_S: Final = 5.0
+HOUSEKEEPING_PAUSE_S: Final = 0.05
+"""Between two runs, whatever the deadlines say."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -70,6 +72,7 @@ class CalnetServer:
         self.control = ControlHub(registry, loop=self._loop, clock=clock, public_url=settings.url, stun_port=self._stun.port, timing=timing)
         self.relay = RelayHub(registry, timing=timing)
         self._random = random
+        self._timing = timing
         self._uvicorn: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
@@ -121,7 +124,7 @@ class CalnetServer:
         self.relay.close()
 
     async def stop(self) -> None:
-        """Tell every session, end every connection, close every socket."""
+        """Tell every session, end every connection, close every socket. A second call does nothing."""
         self.drain()
         if self._timer is not None:
             self._timer.cancel()
@@ -203,22 +206,29 @@ class CalnetServer:
         self._housekeeping_wake.set()
 
     async def _housekeep(self) -> None:
+        """At each deadline, and every so often all the same: one that passed before it was asked for is named no more."""
+        routine_at, due = self._loop.time(), math.inf
         while True:
             self._housekeeping_wake.clear()
-            deadline = self.registry.next_deadline()
-            if deadline is not None and deadline <= self._clock():
-                try:
-                    await durable(self.registry.housekeeping())
-                except CalnetError as error:  # a full disk, say: what is due stays due
-                    log.error("housekeeping_failed reason=%s", error)
-                    await asyncio.sleep(5.0)
-                else:
-                    await asyncio.sleep(0.05)  # a deadline that doesn't move must not spin
-                continue
-            wait = HOUSEKEEPING_LIMIT_S if deadline is None else min(HOUSEKEEPING_LIMIT_S, deadline - self._clock())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(wait, 0.001)):
-                    await self._housekeeping_wake.wait()
+            due = min(due, self.registry.next_deadline() or math.inf)
+            wait = min(routine_at - self._loop.time(), due - self._clock())
+            if wait > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._housekeeping_wake.wait()
+            elif await self._keep_house():
+                routine_at, due = self._loop.time() + self._timing.housekeeping_s, math.inf
+
+    async def _keep_house(self) -> bool:
+        """Whether it was done; if not, it is tried again after a while."""
+        try:
+            await durable(self.registry.housekeeping())
+        except CalnetError as error:  # a full disk, say
+            log.error("housekeeping_failed reason=%s", error)
+            await asyncio.sleep(HOUSEKEEPING_RETRY_S)
+            return False
+        await asyncio.sleep(HOUSEKEEPING_PAUSE_S)
+        return True
 
     async def _drained(self) -> None:
         with contextlib.suppress(TimeoutError):

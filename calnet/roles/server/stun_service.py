@@ -34,9 +34,10 @@ class StunService:
         return port
 
     def close(self) -> None:
-        """Stop answering and close the socket."""
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
+        """Stop answering and close the socket; a second call does nothing."""
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
 
     def _readable(self) -> None:
         for _ in range(BATCH):

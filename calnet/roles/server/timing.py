@@ -21,5 +21,7 @@ class Timing:
     gather_s: float = GATHER_S
     relay_keepalive_s: float = relay.KEEPALIVE_S
     relay_silence_s: float = relay.SILENCE_LIMIT_S
+    housekeeping_s: float = 30.0
+    """The longest time between two runs, so that a clock set forward is noticed."""
     drain_s: float = 1.0
     """What an ended session may still take to send why."""
