@@ -6,7 +6,7 @@
     2 pong      token 12 | packed endpoint 19: where the ping came from; all zeros: by relay
     3 candidates   count u8, at most 32 | packed endpoints 19 each
 
-Ping and pong are equally long (144 bytes), so that an answer never amplifies. The box binds both discovery keys; the receiver checks that the node key
+Ping and pong are equally long (140 bytes), so that an answer never amplifies. The box binds both discovery keys; the receiver checks that the node key
 inside is one that its netmap gives to the owner of the sender's discovery key. Bytes after a body are ignored: a later version may use them.
 
 Error contract: parsers raise WireError and nothing else; `open_message` raises AuthenticationError where the box does not open.
