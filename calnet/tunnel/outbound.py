@@ -17,9 +17,9 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from calnet.tunnel.segment import Super
+from calnet.tunnel.segment import Quarters, Super, payload_sums, quarters_of, segment_headers, sum_quarters
 from calnet.tunnel.session import Session
-from calnet.wire.ip import VIRTIO_HEADER_SIZE
+from calnet.wire.ip import VIRTIO_HEADER_SIZE, ones_sum
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
 
 START: Final = VIRTIO_HEADER_SIZE
@@ -51,6 +51,7 @@ class Outbound:
         self._nonce_words = nonces.cast("Q")
         self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(MAX_RUN)]
         self._places: dict[tuple[int, int], list[tuple[slice, memoryview, slice]]] = {}
+        self._quarters: dict[tuple[int, int], list[Quarters]] = {}
         self._outs: dict[int, list[memoryview]] = {}
         self._session: Session | None = None
         self._size = self._count = self._limit = self._end = 0
@@ -72,13 +73,16 @@ class Outbound:
         if size < self._size:
             self._limit = 0
 
-    def seal_super(self, session: Session, shape: Super, headers: list[bytes]) -> None:
-        """Seal the super-packet at `plain[START:]` as the packets that `headers` begin. Its bytes in `plain` are spent afterwards."""
+    def seal_super(self, session: Session, shape: Super) -> None:
+        """Seal the super-packet at `plain[START:]` as the packets it stands for. Its bytes in `plain` are spent afterwards."""
+        headers = segment_headers(self.plain[START : START + shape.length], shape, self._sums(shape))
         header, step = shape.header, shape.segment
         full = header + step
         size = self._padded(full) + TRANSPORT_OVERHEAD
         rest = shape.length - header - step * (len(headers) - 1)
         whole = len(headers) if rest == step else len(headers) - 1
+        if len(headers) > self._limit - self._count:
+            self.flush()  # so that the receiver has the super-packet in one batch, if one can hold it
         done = 0
         while done < whole:
             if session is not self._session or size != self._size or self._count >= self._limit:
@@ -143,6 +147,25 @@ class Outbound:
         else:
             for k in range(take):
                 _HEADER.pack_into(self._wire, begin + k * size, MessageType.TRANSPORT, session.remote_index, first + k)
+
+    def _sums(self, shape: Super) -> list[int]:
+        """The sums of the payloads of the super-packet's packets."""
+        header, step = shape.header, shape.segment
+        payload = self.plain[START + header : START + shape.length]
+        whole = len(payload) // step
+        if step % 2 or whole < 2:
+            return payload_sums(payload, step)
+        quarters = self._quarters.get((header, step))
+        if quarters is None or len(quarters) < whole:
+            if len(self._quarters) >= _MAX_SHAPES:
+                self._quarters.clear()
+            begin = START + header
+            quarters = [quarters_of(self.plain[at : at + step]) for at in range(begin, begin + step * max(whole, min(MAX_RUN, MAX_PACKET // step)), step)]
+            self._quarters[header, step] = quarters
+        sums = sum_quarters(quarters[:whole])
+        if whole * step < len(payload):
+            sums.append(ones_sum(payload[whole * step :]))
+        return sums
 
     def _places_for(self, header: int, step: int, count: int) -> list[tuple[slice, memoryview, slice]]:
         """For each packet of such a super-packet: where its header goes in `plain`, the padded packet, where its padding goes. Kept for a few shapes."""

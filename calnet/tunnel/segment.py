@@ -1,7 +1,7 @@
 """Cutting a TCP or UDP super-packet, as a TUN with offloads gives it, into the IP packets that it stands for. Pure.
 
 Hot path: plainer and longer than elsewhere. Only headers are made here, one `bytes` a packet; the payload is never copied, and the outbound side seals each
-packet where it lies. Per packet of 1,280 bytes: 2.2 µs for the checksum of the payload, 0.3 for the header.
+packet where it lies. Per packet of 1,280 bytes: 2.2 µs for the checksum of the payload, 0.7 for the header.
 
 What a network card does with TSO and USO is done here (the kernel's `tcp_gso_segment`, `inet_gso_segment`): the IPv4 identification counts up, sequence
 numbers advance by the payload, CWR stays on the first segment alone, PSH and FIN on the last, every length and checksum is set.
@@ -74,78 +74,119 @@ def parse_super(packet: memoryview, virtio: Virtio) -> Super:
     return Super(version, protocol, ip_header, header, virtio.gso_size, length)
 
 
-def segment_headers(packet: memoryview, shape: Super) -> list[bytes]:
-    """The IP and transport header of each packet, in order: packet k is header k and the payload's bytes from k * shape.segment on."""
-    if shape.protocol == Protocol.TCP:
-        transports, sizes = _tcp_headers(packet, shape)
-    else:
-        transports, sizes = _udp_headers(packet, shape)
-    if shape.version == 6:
-        start, end = bytes(packet[:4]), bytes(packet[6:IPV6_HEADER_SIZE])
-        full = start + sizes[0].to_bytes(2, "big") + end
-        headers = [full + one for one in transports]
-        headers[-1] = start + sizes[-1].to_bytes(2, "big") + end + transports[-1]
-        return headers
-    return _with_ipv4(packet, shape, transports, sizes)
+def segment_headers(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+    """The IP and transport header of each packet, in order: packet k is header k and the payload's bytes from k * shape.segment on.
+
+    `sums` are the sums of these payloads (`payload_sums`, or its fast parts).
+    """
+    if shape.protocol == Protocol.UDP:
+        return _udp_headers(packet, shape, sums)
+    if shape.version == 4:
+        return _tcp_headers_over_ipv4(packet, shape, sums)
+    return _tcp_headers_over_ipv6(packet, shape, sums)
 
 
-def _with_ipv4(packet: memoryview, shape: Super, transports: list[bytes], sizes: list[int]) -> list[bytes]:
-    ip_header = shape.ip_header
-    pack = _ipv4_struct(ip_header).pack
-    first, _, ident, fragment, life, _, rest = _ipv4_struct(ip_header).unpack_from(packet)
+def _tcp_headers_over_ipv4(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+    ip_header, step, last = shape.ip_header, shape.segment, len(sums) - 1
+    layout = _ipv4_tcp_struct(ip_header, shape.header - ip_header)
+    first, _, ident, fragment, life, _, rest, ports, sequence, acknowledged, flags, window, _, options = layout.unpack_from(packet)
+    ip_sum = (first + fragment + life + int.from_bytes(rest, "big")) % 65535
+    tcp_sum = (_pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options) - ip_header) % 65535
+    pack, headers = layout.pack, []
+    middle, length = flags & ~_MIDDLE_FLAGS_OFF, shape.header + step
+    now = flags & ~_FIRST_FLAGS_OFF
+    for value in sums[:last]:
+        ip_check = -(ip_sum + length + ident) % 65535
+        check = -(tcp_sum + length + sequence + now + value) % 65535
+        headers.append(pack(first, length, ident, fragment, life, ip_check, rest, ports, sequence, acknowledged, now, window, check, options))
+        ident = (ident + 1) & 0xFFFF
+        sequence = (sequence + step) & _MASK32
+        now = middle
+    length = shape.length - step * last
+    now = flags & ~TCP_CWR if last else flags
+    ip_check = -(ip_sum + length + ident) % 65535
+    check = -(tcp_sum + length + sequence + now + sums[last]) % 65535
+    headers.append(pack(first, length, ident, fragment, life, ip_check, rest, ports, sequence, acknowledged, now, window, check, options))
+    return headers
+
+
+def _tcp_headers_over_ipv6(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+    step, last = shape.segment, len(sums) - 1
+    layout = _ipv6_tcp_struct(shape.header - IPV6_HEADER_SIZE)
+    start, _, addresses, ports, sequence, acknowledged, flags, window, _, options = layout.unpack_from(packet)
+    tcp_sum = _pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options)
+    pack, headers = layout.pack, []
+    middle, length = flags & ~_MIDDLE_FLAGS_OFF, shape.header + step - IPV6_HEADER_SIZE
+    now = flags & ~_FIRST_FLAGS_OFF
+    for value in sums[:last]:
+        check = -(tcp_sum + length + sequence + now + value) % 65535
+        headers.append(pack(start, length, addresses, ports, sequence, acknowledged, now, window, check, options))
+        sequence = (sequence + step) & _MASK32
+        now = middle
+    length = shape.length - step * last - IPV6_HEADER_SIZE
+    now = flags & ~TCP_CWR if last else flags
+    check = -(tcp_sum + length + sequence + now + sums[last]) % 65535
+    headers.append(pack(start, length, addresses, ports, sequence, acknowledged, now, window, check, options))
+    return headers
+
+
+def _tcp_sum(ports: bytes, acknowledged: bytes, window: int, options: bytes) -> int:
+    return int.from_bytes(ports, "big") + int.from_bytes(acknowledged, "big") + window + ones_sum(options)
+
+
+def _udp_headers(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+    ip_header, last = shape.ip_header, len(sums) - 1
+    ports = bytes(packet[ip_header : ip_header + 4])
+    udp_sum = _pseudo(packet, shape) + int.from_bytes(ports, "big")
+    ip = _ipv4_headers(packet, shape, len(sums)) if shape.version == 4 else _ipv6_headers(packet, shape, len(sums))
+    length = UDP_HEADER_SIZE + shape.segment
+    pack = _UDP.pack
+    headers = [one + pack(ports, length, -(udp_sum + 2 * length + value) % 65535 or 65535) for one, value in zip(ip, sums, strict=True)]
+    length = shape.length - ip_header - shape.segment * last
+    headers[last] = ip[last] + pack(ports, length, -(udp_sum + 2 * length + sums[last]) % 65535 or 65535)
+    return headers
+
+
+def _ipv4_headers(packet: memoryview, shape: Super, count: int) -> list[bytes]:
+    layout = _ipv4_struct(shape.ip_header)
+    first, _, ident, fragment, life, _, rest = layout.unpack_from(packet)
     constant = first + fragment + life + int.from_bytes(rest, "big")
+    lengths = [shape.header + shape.segment] * (count - 1) + [shape.length - shape.segment * (count - 1)]
     headers = []
-    for one, size in zip(transports, sizes, strict=True):
-        total = ip_header + size
-        headers.append(pack(first, total, ident, fragment, life, -(constant + total + ident) % 65535, rest) + one)
+    for length in lengths:
+        headers.append(layout.pack(first, length, ident, fragment, life, -(constant + length + ident) % 65535, rest))
         ident = (ident + 1) & 0xFFFF
     return headers
 
 
-def _tcp_headers(packet: memoryview, shape: Super) -> tuple[list[bytes], list[int]]:
-    ip_header, step = shape.ip_header, shape.segment
-    size = shape.header - ip_header
-    layout = _tcp_struct(size)
-    ports, sequence, acknowledged, flags, window, _, rest = layout.unpack_from(packet, ip_header)
-    constant = _pseudo(packet, shape) + int.from_bytes(ports, "big") + int.from_bytes(acknowledged, "big") % 65535 + window + ones_sum(rest)
-    sums = payload_sums(packet[shape.header :], step)
-    last = len(sums) - 1
-    lengths = [size + step] * len(sums)
-    lengths[last] = shape.length - ip_header - step * last
-    each_flags = [flags & ~_MIDDLE_FLAGS_OFF] * len(sums)
-    each_flags[last] = flags & ~TCP_CWR
-    each_flags[0] = flags & ~_FIRST_FLAGS_OFF if last else flags
-    pack, headers = layout.pack, []
-    for value, length, flags in zip(sums, lengths, each_flags, strict=True):
-        check = -(constant + sequence + flags + length + value) % 65535
-        headers.append(pack(ports, sequence, acknowledged, flags, window, check, rest))
-        sequence = (sequence + step) & _MASK32
-    return headers, lengths
-
-
-def _udp_headers(packet: memoryview, shape: Super) -> tuple[list[bytes], list[int]]:
-    ports = bytes(packet[shape.ip_header : shape.ip_header + 4])
-    constant = _pseudo(packet, shape) + int.from_bytes(ports, "big")
-    sums = payload_sums(packet[shape.header :], shape.segment)
-    lengths = [UDP_HEADER_SIZE + shape.segment] * len(sums)
-    lengths[-1] = shape.length - shape.ip_header - shape.segment * (len(sums) - 1)
-    pack = _UDP.pack
-    return [pack(ports, length, -(constant + 2 * length + value) % 65535 or 65535) for length, value in zip(lengths, sums, strict=True)], lengths
+def _ipv6_headers(packet: memoryview, shape: Super, count: int) -> list[bytes]:
+    start, end = bytes(packet[:4]), bytes(packet[6:IPV6_HEADER_SIZE])
+    full = start + (UDP_HEADER_SIZE + shape.segment).to_bytes(2, "big") + end
+    last = start + (shape.length - IPV6_HEADER_SIZE - shape.segment * (count - 1)).to_bytes(2, "big") + end
+    return [full] * (count - 1) + [last]
 
 
 _UDP: Final = struct.Struct(">4sHH")
 
 
-@lru_cache(maxsize=16)
-def _tcp_struct(size: int) -> struct.Struct:
-    """Ports, sequence, acknowledgement, data offset and flags, window, checksum, urgent pointer and options."""
-    return struct.Struct(f">4sI4sHHH{size - 18}s")
+# IPv4: version to TOS, total length, identification, fragment, TTL and protocol, checksum, addresses and options.
+# IPv6: version to flow label, payload length, next header to addresses.
+# TCP: ports, sequence, acknowledgement, data offset and flags, window, checksum, urgent pointer and options.
 
 
 @lru_cache(maxsize=16)
 def _ipv4_struct(size: int) -> struct.Struct:
-    """Version to TOS, total length, identification, fragment, TTL and protocol, checksum, addresses and options."""
     return struct.Struct(f">HHHHHH{size - 12}s")
+
+
+@lru_cache(maxsize=64)
+def _ipv4_tcp_struct(ip_size: int, tcp_size: int) -> struct.Struct:
+    return struct.Struct(f">HHHHHH{ip_size - 12}s4sI4sHHH{tcp_size - 18}s")
+
+
+@lru_cache(maxsize=16)
+def _ipv6_tcp_struct(tcp_size: int) -> struct.Struct:
+    return struct.Struct(f">4sH34s4sI4sHHH{tcp_size - 18}s")
 
 
 def _pseudo(packet: memoryview, shape: Super) -> int:
@@ -155,25 +196,23 @@ def _pseudo(packet: memoryview, shape: Super) -> int:
 
 
 def payload_sums(payload: memoryview, step: int) -> list[int]:
-    """`ones_sum` of each `step` bytes of `payload`, congruent modulo 65535 though not reduced; the last piece may be shorter.
+    """`ones_sum` of each `step` bytes of `payload`; the last piece may be shorter."""
+    return [ones_sum(payload[start : start + step]) for start in range(0, len(payload), step)]
 
-    Each piece is one big number, halved twice by adding its upper half (a multiple of 16 bits apart, so congruent), since division costs more per digit.
-    """
-    whole = len(payload) // step
+
+Quarters = tuple[memoryview, memoryview, memoryview, memoryview]
+
+
+def quarters_of(piece: memoryview) -> Quarters:
+    """A piece of even length in four parts of even length, to be kept and summed again and again by `sum_quarters`."""
+    part = len(piece) // 8 * 2
+    return piece[:part], piece[part : 2 * part], piece[2 * part : 3 * part], piece[3 * part :]
+
+
+def sum_quarters(pieces: list[Quarters]) -> list[int]:
+    """`ones_sum` of each piece. Four numbers are added before the one division, whose cost is per digit: 2.2 µs, not 3, for 1,228 bytes."""
     number = int.from_bytes
-    half = (step >> 2 << 4) or 16
-    quarter = (half >> 5 << 4) or 16
-    low, lower = (1 << half) - 1, (1 << quarter) - 1
-    odd = (step & 1) * 8
-    sums = []
-    for start in range(0, whole * step, step):
-        value = number(payload[start : start + step], "big") << odd
-        value = (value & low) + (value >> half)
-        value = (value & lower) + (value >> quarter)
-        sums.append(value % 65535)
-    if whole * step < len(payload):
-        sums.append(ones_sum(payload[whole * step :]))
-    return sums
+    return [(number(a, "big") + number(b, "big") + number(c, "big") + number(d, "big")) % 65535 for a, b, c, d in pieces]
 
 
 def finish_checksum(packet: memoryview, virtio: Virtio) -> None:

@@ -8,7 +8,7 @@ from calnet.model import NodeId
 from calnet.tunnel.inbound import Inbound
 from calnet.tunnel.outbound import START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
-from calnet.tunnel.segment import finish_checksum, parse_super, segment_headers
+from calnet.tunnel.segment import finish_checksum, parse_super
 from calnet.tunnel.session import Session
 from calnet.wire.ip import Buffer, parse_virtio
 from tests.ip_packets import cut
@@ -35,8 +35,7 @@ class Sender:
         plain[: len(read)] = read
         header, packet = parse_virtio(read), plain[START : len(read)]
         if header.gso_type:
-            shape = parse_super(packet, header)
-            self.outbound.seal_super(session, shape, segment_headers(packet, shape))
+            self.outbound.seal_super(session, parse_super(packet, header))
         else:
             finish_checksum(packet, header)
             self.outbound.seal_packet(session, len(packet))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.errors import WireError
-from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, segment_headers
+from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, quarters_of, segment_headers, sum_quarters
 from calnet.wire.ip import Virtio, ones_sum, parse_virtio
 from tests.ip_packets import TIMESTAMPS, V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, is_sound, tcp, udp, virtio
 
@@ -19,8 +19,8 @@ ENDS = st.sampled_from([V4, V6])
 def _segments(packet: bytes, segment: int) -> list[bytes]:
     view = memoryview(bytearray(as_kernel_gives(packet, segment)))
     shape = parse_super(view[10:], parse_virtio(view))
-    headers = segment_headers(view[10:], shape)
     payload = packet[shape.header :]
+    headers = segment_headers(view[10:], shape, payload_sums(memoryview(payload), segment))
     return [header + payload[index * segment : (index + 1) * segment] for index, header in enumerate(headers)]
 
 
@@ -71,7 +71,12 @@ def test_udp_checksum_that_comes_out_zero_is_sent_as_ffff() -> None:
 def test_payload_sums_are_congruent_to_the_sum_of_each_piece(payload: bytes, step: int) -> None:
     step = max(step, len(payload) // 50)
     sums = payload_sums(memoryview(payload), step)
-    assert [value % 65535 for value in sums] == [ones_sum(payload[at : at + step]) for at in range(0, len(payload), step)]
+    assert sums == [ones_sum(payload[at : at + step]) for at in range(0, len(payload), step)]
+
+
+@given(st.binary(max_size=3000).filter(lambda data: len(data) % 2 == 0))
+def test_sum_quarters_of_even_pieces_is_their_sum(piece: bytes) -> None:
+    assert sum_quarters([quarters_of(memoryview(piece))] * 2) == [ones_sum(piece)] * 2
 
 
 def test_ecn_bit_of_the_virtio_header_is_no_other_type() -> None:
@@ -117,7 +122,7 @@ def test_anything_as_super_packet_raises_wire_error_or_is_cut(data: bytes, heade
     except WireError:
         pass
     else:
-        headers = segment_headers(view, shape)
+        headers = segment_headers(view, shape, payload_sums(view[shape.header :], shape.segment))
         assert len(headers) == -(-(len(data) - shape.header) // shape.segment)
     try:
         finish_checksum(view, Virtio(*header))
