@@ -26,12 +26,12 @@ from calnet.roles.node.control_client import ControlClient, FetchKey
 from calnet.roles.node.datapath import PeerStatus
 from calnet.roles.node.engine import Engine, OpenEngine
 from calnet.roles.node.escape import shown
-from calnet.roles.node.health import Facts, HealthLine, health
 from calnet.roles.node.host_setup import HostSetup
+from calnet.roles.node.netmap_keeper import NetmapKeeper
+from calnet.roles.node.notices import Notices
 from calnet.roles.node.relay_link import RelayLink
 from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
-from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_document
 from calnet.roles.node.underlay import Dial, parse_server, resolve
 from calnet.wire import control
 from calnet.wire.relay import Buffer
@@ -46,8 +46,6 @@ TICK_S: Final = 5.0
 PROBE_S: Final = 60.0
 PREVIOUS_KEY_S: Final = 3600.0
 """After a renewal the old node key answers for so long."""
-KEY_NOTICE_S: Final = 86_400.0
-"""A peer's new key stays in `status` for so long."""
 STUN_AGAIN_S: Final = 900.0
 STUN_RETRY_S: Final = 15.0
 SLEEP_JUMP_S: Final = 3.0
@@ -107,9 +105,8 @@ class Daemon:
         self.server_error: CalnetError | None = None
         self.server_key_error: AuthenticationError | None = None
         self._server_down_since: float | None = None
-        self._notices: dict[tuple[str, object], tuple[float, Finding]] = {}
-        self.conditions: dict[str, str] = {}
-        """Health lines that hold until taken back, by code."""
+        self.notices = Notices(clocks.elapsed)
+        self.keeper = NetmapKeeper(directory, lambda text: self.health("state", text))
         self.unsent = False
         """The server has not heard yet what `set` changed."""
         self.confirm_keys: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -117,10 +114,9 @@ class Daemon:
         self._senders: dict[bytes, NodeId] = {}
         self._relay_keys: dict[NodeId, bytes] = {}
         self._stun: tuple[str, ...] = ()
-        self._trust_findings: tuple[Finding, ...] = ()
-        self._working: dict[NodeId, Endpoint] = {}
+        self.trust_findings: tuple[Finding, ...] = ()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._host_work, self._save_work = asyncio.Event(), asyncio.Event()
+        self._host_work = asyncio.Event()
         self._look_first = True
         self._watch: Callable[[], None] | None = None
         self._changed = asyncio.Event()
@@ -141,13 +137,15 @@ class Daemon:
         await self.setup.clean_leftovers()
         await self.setup.look()
         self.netmap, damaged = self.directory.load_netmap()
+        if self.netmap is not None:
+            self.keeper.keep(self.netmap)
         if damaged is not None:
             log.warning("netmap_damaged set_aside=%s", damaged)
-            self._notice("netmap", Finding("netmap", f"the stored netmap was damaged and is set aside as {damaged}; the server sends another"))
+            self.notices.event("netmap", Finding("netmap", f"the stored netmap was damaged and is set aside as {damaged}; the server sends another"))
         watch = self.setup.network.watch(self._network_changed)
         self._watch = watch.close
         self._spawn("host", self._keep_host())
-        self._spawn("save", self._keep_netmap())
+        self._spawn("netmap", self.keeper.run())
         self._spawn("tick", self._tick())
         self._settle(raising=True)
 
@@ -162,7 +160,7 @@ class Daemon:
         self._close_engine()
         await self.setup.clear()
         with contextlib.suppress(StateError):
-            self._write_netmap()
+            self.keeper.write_now()
         self.directory.close()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -261,7 +259,7 @@ class Daemon:
         if not self.may_run() or self.netmap is None:
             self._close_engine()
             return
-        self.trusted, self._trust_findings = routes.trusted(self.netmap, self.state.prefs.pins)
+        self.trusted, self.trust_findings = routes.trusted(self.netmap, self.state.prefs.pins)
         self._relay_keys = {peer.id: peer.node_key for peer in self.trusted.peers}
         self._senders = {key: peer.id for peer in self.trusted.peers for key in (peer.previous_node_key, peer.node_key) if key is not None}
         if self.engine is None:
@@ -293,7 +291,8 @@ class Daemon:
         if self.engine is not None:
             self.engine.close()
             self.engine = self.trusted = None
-            self.host_ready, self.endpoints, self.conditions, self._senders, self._stun = False, (), {}, {}, ()
+            self.host_ready, self.endpoints, self._senders, self._stun = False, (), {}, ()
+            self.notices.clear()
             log.info("down tun=%s", self.setup.tun)
 
     def _settle_relay(self) -> None:
@@ -324,10 +323,9 @@ class Daemon:
     def forget_netmap(self) -> None:
         """The netmap counts no more, on disk either. StateError where that can't be."""
         self.netmap = None
-        self._working.clear()
         if self.client is not None:
             self.client.forget_netmap()
-        self.directory.save_netmap(None)
+        self.keeper.forget()
 
     # --- what others wait for ---
 
@@ -354,11 +352,10 @@ class Daemon:
             self._host_work.clear()
             try:
                 await self._set_host()
-                self.conditions.pop("network", None)
+                self.health("network", None)
             except (HostError, StateError) as error:
                 self.host_ready = False
-                self.conditions["network"] = str(error)
-                log.error("host_setup_failed error=%s", error)
+                self.health("network", str(error))
             self._tell()
 
     async def _set_host(self) -> None:
@@ -399,25 +396,6 @@ class Daemon:
         if self.engine is None or self.netmap is None:
             return ()
         return tuple(Endpoint(str(address), self.engine.port) for address in self.setup.candidates(self.netmap.prefixes))
-
-    async def _keep_netmap(self) -> None:
-        """Write the netmap whenever it changed, off the loop."""
-        while True:
-            await self._save_work.wait()
-            self._save_work.clear()
-            try:
-                await asyncio.to_thread(self._write_netmap)
-                self.conditions.pop("state", None)
-            except StateError as error:
-                log.error("netmap_not_saved error=%s", error)
-                self.conditions["state"] = str(error)
-            await asyncio.sleep(1.0)
-
-    def _write_netmap(self) -> None:
-        netmap = self.netmap
-        if netmap is not None and self._working:
-            netmap = replace(netmap, peers=tuple(replace(peer, endpoints=_first(self._working.get(peer.id), peer.endpoints)) for peer in netmap.peers))
-        self.directory.save_netmap(netmap)
 
     async def _tick(self) -> None:
         """What time alone brings: our key's expiry, the old key's end, a sleep of the machine."""
@@ -503,11 +481,9 @@ class Daemon:
     def netmap_arrived(self, netmap: Netmap) -> None:
         for peer, old, renewal in routes.key_changes(self.netmap, netmap):
             self._note_key(peer.name, peer.id, old, peer.node_key, renewal)
-        changed = netmap != self.netmap
-        self.netmap = netmap
-        self.standing = ACTIVE
-        if changed:
-            self._save_work.set()
+        if netmap != self.netmap:
+            self.keeper.keep(netmap)
+        self.netmap, self.standing = netmap, ACTIVE
         self._settle()
         wanted = self.state.prefs.advertise_routes
         if self.client is not None and (self.unsent or set(wanted) != {str(route) for route in netmap.self.advertised_routes}):
@@ -523,7 +499,7 @@ class Daemon:
             finding = Finding(
                 "peer-key-changed", f"{name} has another key than before, {encode_key(new)}: ask its owner; `calnet set --pin {name}` refuses further changes"
             )
-        self._notice(("key", peer), finding)
+        self.notices.event(peer, finding)
 
     def candidates_arrived(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         if self.engine is not None:
@@ -564,83 +540,33 @@ class Daemon:
         try:
             self.directory.stamps.persist(node_key, timestamp, sent)
         except StateError as error:
-            if "stamps" not in self.conditions:
-                log.error("stamp_not_saved error=%s", error)
-            self.conditions["stamps"] = str(error)
+            self.health("stamps", str(error))
             raise
-        self.conditions.pop("stamps", None)
+        self.health("stamps", None)
 
     def path_changed(self, peer: NodeId, description: str) -> None:
         name = next((other.name for other in self.trusted.peers if other.id == peer), str(peer)) if self.trusted is not None else str(peer)
         log.info("path_changed peer=%s path=%s", shown(name), shown(description))
         status = self.peer_status(peer)
-        if status.path == "direct" and status.endpoint is not None and self._working.get(peer) != status.endpoint:
-            self._working[peer] = status.endpoint
-            self._save_work.set()
+        if status.path == "direct" and status.endpoint is not None:
+            self.keeper.worked(peer, status.endpoint)
 
     def health(self, code: str, text: str | None) -> None:
-        if text is None:
-            self.conditions.pop(code, None)
-            return
-        if self.conditions.get(code) != text:
-            log.warning("health code=%s text=%s", code, shown(text, 400))
-        self.conditions[code] = text
+        self.notices.set(code, text)
 
     # --- looking at it ---
 
     def peer_status(self, peer: NodeId) -> PeerStatus:
         return NO_STATUS if self.engine is None else self.engine.peer_status(peer)
 
-    def _notice(self, key: object, finding: Finding) -> None:
-        self._notices[(finding.code, key)] = (self.clocks.elapsed() + KEY_NOTICE_S, finding)
-
     def hostname(self) -> str:
         """The name this node asks for."""
         return self.state.prefs.hostname or self.machine.hostname
 
-    def health_lines(self) -> list[HealthLine]:
-        """What `status` says under health."""
-        elapsed, netmap, probed = self.clocks.elapsed(), self.netmap, self.setup.probed
-        self._notices = {key: entry for key, entry in self._notices.items() if entry[0] > elapsed}
-        findings = [finding for _, finding in self._notices.values()]
-        findings += [Finding(code, text) for code, text in self.conditions.items()]
-        findings += [*self._trust_findings, *self.setup.findings] if self.engine is not None else []
-        if self.standing == "disabled":
-            findings.append(Finding("disabled", "an admin disabled this node"))
-        return health(
-            Facts(
-                tun=self.setup.tun,
-                now=self.now(),
-                overlay=() if netmap is None else netmap.prefixes,
-                interfaces=self.setup.view.interfaces,
-                dropping_chain=probed.dropping_chain if self.engine is not None else None,
-                strict_rp_filter=probed.strict_rp_filter,
-                clock_offset=self.clock_offset,
-                advertising=() if netmap is None or self.engine is None else netmap.self.advertised_routes,
-                forwarding_off=probed.forwarding_off,
-                accepting=self.setup.accepted,
-                server_down_s=None if self._server_down_since is None else elapsed - self._server_down_since,
-                server_reason="" if self.server_error is None else str(self.server_error),
-                server_key_wrong="" if self.server_key_error is None else str(self.server_key_error),
-                relay_down_s=self.relay.down_s(),
-                relay_reason=self.relay.reason,
-                key_expires=None if netmap is None else netmap.self.key_expires,
-                findings=tuple(findings),
-            )
-        )
+    def udp_port(self) -> int | None:
+        """The UDP port in use, or the one it will be; None before there was one."""
+        return self.engine.port if self.engine is not None else self._fixed_port or self.state.prefs.port or None
 
-    def status(self) -> Json:
-        """The status document."""
-        client = self.client
-        heard = client.last_heard if client is not None else 0.0
-        last_seen = asyncio.get_running_loop().time() - heard if heard else None
-        server = ServerFacts(self.state.server_url, client is not None and client.connected, last_seen)
-        port = self.engine.port if self.engine is not None else self._fixed_port or self.state.prefs.port or None
-        own = SelfFacts(self.state.keys.node.public, self.machine.os, self.hostname(), port, self.endpoints or self.local_endpoints())
-        netmap = self.netmap if self.state.prefs.want_up else None
-        return status_document(self.state_name(), server, own, netmap, self.peer_status, self.health_lines(), now=self.now(), version=self.machine.version)
-
-
-def _first(known: Endpoint | None, published: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    """The endpoint that worked last before the others."""
-    return published if known is None else (known, *(endpoint for endpoint in published if endpoint != known))
+    def server_down_s(self) -> float | None:
+        """For how long the server has been out of reach; None while connected or not wanted."""
+        return None if self._server_down_since is None else self.clocks.elapsed() - self._server_down_since

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from calnet.errors import CalnetError, InvalidError, LoginNeededError, RefusedError, TimedOutError, UnreachableError
 from calnet.roles.node.control_client import ControlClient
 from calnet.roles.node.daemon import ACTIVE, PENDING, REFUSING, UNKNOWN, Daemon
+from calnet.roles.node.overview import health_lines
 from calnet.roles.node.state import NodeState
 from calnet.roles.node.underlay import parse_server
 from calnet.wire import control
@@ -79,7 +80,7 @@ class Logins:
         daemon = self._daemon
         if request.renew or not daemon.may_run():
             await self._log_in(request, emit)
-        if not await daemon.until(lambda: daemon.state_name() != "starting" or "host" in daemon.conditions, request.timeout_s):
+        if not await daemon.until(lambda: daemon.state_name() != "starting" or "host" in daemon.notices, request.timeout_s):
             raise TimedOutError(f"not up after {request.timeout_s:g} s: {self._hindrance()}")
         name = daemon.state_name()
         if name == "running":
@@ -89,7 +90,7 @@ class Logins:
         raise CalnetError(f"not up ({name}): {self._hindrance()}")
 
     def _hindrance(self) -> str:
-        lines = self._daemon.health_lines()
+        lines = health_lines(self._daemon)
         if self._daemon.server_error is not None:
             return str(self._daemon.server_error)
         return lines[0].text if lines else "see `calnet status`"

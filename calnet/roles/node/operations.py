@@ -24,6 +24,7 @@ from calnet.errors import (
 )
 from calnet.host.local_socket import LocalRequest
 from calnet.host.probes import clean_name
+from calnet.roles.node import overview
 from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.login import Logins, UpRequest
 from calnet.roles.node.routes import check_advertised
@@ -84,7 +85,7 @@ class Operations:
     # --- reading ---
 
     async def _status(self, request: LocalRequest) -> Json:
-        return self._daemon.status()
+        return overview.status(self._daemon)
 
     async def _ip(self, request: LocalRequest) -> Json:
         netmap = self._daemon.netmap

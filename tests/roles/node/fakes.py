@@ -24,6 +24,7 @@ from calnet.roles.node.engine import EngineHost, Netcheck
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.login import Logins
 from calnet.roles.node.operations import Operations
+from calnet.roles.node.overview import health_lines
 from calnet.roles.node.state import Keys, StateDirectory
 from calnet.roles.node.underlay import MessageSocket, Server
 from calnet.wire import control, relay
@@ -356,7 +357,7 @@ class World:
 
     def codes(self) -> list[str]:
         """The codes of `status`'s health lines."""
-        return [line.code for line in self.daemon.health_lines()]
+        return [line.code for line in health_lines(self.daemon)]
 
 
 def run(path: Path, script: Callable[[World], Coroutine[Any, Any, None]], server: FakeServer | None = None) -> None:
