@@ -126,7 +126,7 @@ def make_socket_directory(path: Path) -> None:
 
 
 async def _serve(settings: Settings) -> int:
-    from calnet.host.local_socket import serve_local
+    from calnet.host.local_socket import LocalRequest, serve_local
     from calnet.host.netlink import MARK, KernelNetwork
     from calnet.host.nft import KernelNftables
     from calnet.host.probes import host_name
@@ -161,9 +161,17 @@ async def _serve(settings: Settings) -> int:
         operations = Operations(daemon, Logins(daemon), settings.operator)
         try:
             make_socket_directory(settings.socket)
-            listening = await serve_local(settings.socket, operations.handle, mode=SOCKET_MODE)
+            started = asyncio.Event()
+
+            async def handle(request: LocalRequest) -> object:
+                # The socket is taken first, so that a second daemon stops before it touches anything; requests wait until the daemon stands.
+                await started.wait()
+                return await operations.handle(request)
+
+            listening = await serve_local(settings.socket, handle, mode=SOCKET_MODE)
             try:
                 await daemon.start()
+                started.set()
                 _ready(settings)
                 await stop.wait()
                 notify("STOPPING=1")
