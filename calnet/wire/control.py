@@ -164,7 +164,7 @@ class Pong(Message, frozen=True):
 
 
 class Bye(Message, frozen=True):
-    """The server ends the session and says why. `code`: `replaced`, `deleted`, `disabled`, `shutdown`, `protocol`."""
+    """The server ends the session and says why. `code`: `replaced`, `deleted`, `disabled`, `expired`, `shutdown`, `protocol`."""
 
     code: str
     text: str = ""

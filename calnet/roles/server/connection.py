@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import Callable
 from typing import Final
 
@@ -88,8 +89,6 @@ class Connection:
 
 def in_prefixes(host: str, prefixes: tuple[Prefix, ...]) -> bool:
     """Whether an address text lies in one of `prefixes`, an IPv4-mapped one as IPv4."""
-    import ipaddress
-
     if not prefixes:
         return False
     try:

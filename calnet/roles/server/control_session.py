@@ -261,9 +261,9 @@ class ControlSession:
         self.node = self._registry.standing(ControlKey(self.control_key)).node
         if not self._hub.admit(self):
             raise _SessionEndError(CLOSE_GOING_AWAY, "the server stops")
-        self.standing_changed_since_welcome()
+        self._catch_up()
 
-    def standing_changed_since_welcome(self) -> None:
+    def _catch_up(self) -> None:
         """What happened between welcome and admission reached no session: look again."""
         standing = self._registry.standing(ControlKey(self.control_key))
         self._tell(standing.state, standing.code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,12 @@ from pathlib import Path
 import uvloop
 
 from calnet.model import NodeId
-from calnet.roles.server.registry import Registry
-from calnet.roles.server.server import CalnetServer
-from calnet.roles.server.settings import PublicUrl, ServerSettings
+from calnet.roles.server.settings import PublicUrl
 from calnet.roles.server.standing import NodeState
 from calnet.roles.server.timing import Timing
-from calnet.store.opening import open_store
 from calnet.wire import control
 from tests.roles.server.client import Machine
-from tests.roles.server.world import LOOPBACK, World, eventually, in_world
+from tests.roles.server.world import World, eventually, in_world, running
 
 
 class Clock:
@@ -35,22 +31,17 @@ class Clock:
 def test_server_when_a_key_expires_tells_the_node_and_its_peers(tmp_path: Path) -> None:
     async def scenario() -> None:
         clock = Clock()
-        registry = Registry(open_store("kv", tmp_path / "state"), clock=clock, random=os.urandom)
-        settings = ServerSettings(state_dir=tmp_path / "state", listen=LOOPBACK, stun_listen=LOOPBACK)
-        server = await CalnetServer.start(settings, registry, clock=clock, random=os.urandom, timing=Timing(housekeeping_s=0.05))
-        world = World(server, registry)
-        key = await world.auth_key()
-        async with world.control(Machine("alice")) as alice:
-            node = await alice.join(key)
-            clock.ahead = 170 * 86_400.0
-            async with world.control(Machine("bob")) as bob:
-                await bob.join(await world.auth_key())
-                clock.ahead = 181 * 86_400.0
-                assert (await alice.expect(control.State)).state == "expired"
-                await alice.closed()
-                await bob.until(lambda netmap: all(peer.id != node for peer in netmap.peers))
-        await server.stop()
-        registry.close()
+        async with running(tmp_path, timing=Timing(housekeeping_s=0.05), clock=clock) as world:
+            key = await world.auth_key()
+            async with world.control(Machine("alice")) as alice:
+                node = await alice.join(key)
+                clock.ahead = 170 * 86_400.0
+                async with world.control(Machine("bob")) as bob:
+                    await bob.join(await world.auth_key())
+                    clock.ahead = 181 * 86_400.0
+                    assert (await alice.expect(control.State)).state == "expired"
+                    await alice.closed()
+                    await bob.until(lambda netmap: all(peer.id != node for peer in netmap.peers))
 
     uvloop.run(scenario())
 

@@ -67,12 +67,14 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *, timing: Timing | None = None, settings: ServerSettings | None = None) -> AsyncIterator[World]:
+async def running(
+    directory: Path, *, timing: Timing | None = None, settings: ServerSettings | None = None, clock: Callable[[], float] = time.time
+) -> AsyncIterator[World]:
     """A server on `directory` while the context lasts."""
-    registry = Registry(open_store("kv", directory / "state"), clock=time.time, random=os.urandom)
+    registry = Registry(open_store("kv", directory / "state"), clock=clock, random=os.urandom)
     try:
         chosen = replace(settings or ServerSettings(), state_dir=directory / "state", listen=LOOPBACK, stun_listen=LOOPBACK)
-        server = await CalnetServer.start(chosen, registry, clock=time.time, random=os.urandom, timing=timing)
+        server = await CalnetServer.start(chosen, registry, clock=clock, random=os.urandom, timing=timing)
         try:
             yield World(server, registry)
         finally:
