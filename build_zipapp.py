@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
 """Build calnet.pyz: `python3 build_zipapp.py [--output calnet.pyz]`, for the Python and machine that run it.
 
-Needs the standard library, pip (for the packages of requirements/runtime.lock, each checked against its hash) and, if it is there, binutils' strip. The
-file's layout is described where it is read, in calnet/roles/cli/bundle.py. The same sources, Python, packages and strip give the same bytes: entries are
-sorted, dates come from SOURCE_DATE_EPOCH, modes are fixed, and this script starts itself again with a fixed hash seed.
+Needs the standard library, pip (for the packages of requirements/runtime.lock, each checked against its hash; a Python without pip gets a virtual
+environment below build/) and, if it is there, binutils' strip. The file's layout is described where it is read, in calnet/roles/cli/bundle.py.
+
+The same sources, Python, packages and strip give the same bytes: entries are sorted, dates come from SOURCE_DATE_EPOCH (1980 without it), modes are
+fixed, and bytecode is made by a fresh interpreter with a fixed hash seed and nothing else in it, as marshal's output depends on what is interned.
+
+Commands of the CLI import from the file all the time, so what they need is stored uncompressed: that saves zlib's import and a tenth of each start.
 """
 
 from __future__ import annotations
@@ -27,10 +31,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements" / "runtime.lock"
-CACHE = ROOT / "build" / "wheels"
+CACHE = ROOT / "build"
 SHEBANG = b"#!/usr/bin/env -S python3 -IS\n"
 EPOCH_1980 = 315_532_800
-HASH_SEED = "0"
+STORED = (
+    "__main__",
+    "index.json",
+    "deps/",
+    "calnet/__init__",
+    "calnet/errors",
+    "calnet/wire/__init__",
+    "calnet/wire/local",
+    "calnet/roles/__init__",
+    "calnet/roles/cli/",
+)
 
 NOT_BUNDLED = {
     "pycparser": "only for parsing C declarations, which the compiled modules don't do",
@@ -59,6 +73,8 @@ TRIMMED = {
     "pyroute2/nslink/": "not used",
 }
 REPLACED = {"pyroute2/__init__.py": b'"""Empty: the real one imports all of pyroute2, which costs 245 ms. Import pyroute2.iproute and the like."""\n'}
+SHOWN_AS = "calnet.pyz"
+"""Tracebacks name files below this; no such file exists anywhere, so the lines come from the source in the file."""
 CHOSEN_LICENCES = {"pyroute2": ("LICENSE.Apache-2.0", "pyroute2 is offered under GPL-2.0-or-later or Apache-2.0; Calnet uses it under Apache-2.0.")}
 
 MAIN = """\
@@ -84,6 +100,16 @@ sys.exit(code)
 """
 
 
+COMPILER = """
+import importlib.util, marshal, sys
+def compiled(name, source):
+    code = compile(source, name, "exec", dont_inherit=True, optimize=0)
+    return importlib.util.MAGIC_NUMBER + b"\\1\\0\\0\\0" + importlib.util.source_hash(source) + marshal.dumps(code)
+marshal.dump([compiled(*item) for item in marshal.load(sys.stdin.buffer)], sys.stdout.buffer)
+"""
+"""Sources in, .pyc files out that are never compared with their source (PEP 552, unchecked hash)."""
+
+
 class BuildError(Exception):
     """Why there is no file, and what to do."""
 
@@ -92,17 +118,20 @@ def main() -> int:
     """Parse the arguments, build, say what was built."""
     parser = argparse.ArgumentParser(description="Build calnet.pyz for this Python and machine.")
     parser.add_argument("--output", type=Path, default=ROOT / "calnet.pyz", metavar="FILE")
-    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where downloaded packages are kept (default: build/wheels)")
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="where downloaded packages are kept (default: build)")
     parser.add_argument("--no-strip", action="store_true", help="leave the native modules' symbols in")
+    parser.add_argument("--if-stale", action="store_true", help="leave the file alone if it was built from the very same input")
     args = parser.parse_args()
     started = time.monotonic()
     try:
         check_python()
         strip = None if args.no_strip else shutil.which("strip")
+        inputs = inputs_hash(strip)
+        if args.if_stale and built_from(args.output) == inputs:
+            return 0
         if strip is None and not args.no_strip:
-            tell("strip is not there (apt install binutils): the file will be larger")
-        entries = collect(wheels(args.cache), strip)
-        write(args.output, entries)
+            tell("strip is not there (apt install binutils): the file will be twice as large")
+        write(args.output, collect(wheels(args.cache), strip, inputs))
     except BuildError as error:
         tell(f"error: {error}")
         return 1
@@ -128,31 +157,72 @@ def target() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}-{os.uname().machine}"
 
 
+def build_date() -> int:
+    try:
+        return max(int(os.environ.get("SOURCE_DATE_EPOCH") or EPOCH_1980), EPOCH_1980)
+    except ValueError:
+        raise BuildError("SOURCE_DATE_EPOCH has to be a number of seconds") from None
+
+
+def inputs_hash(strip: str | None) -> str:
+    """A hash over all that decides about the file's bytes."""
+    about_strip = "none" if strip is None else subprocess.run([strip, "--version"], check=True, capture_output=True, text=True).stdout
+    digest = hashlib.sha256(f"{sys.version}\n{os.uname().machine}\n{build_date()}\n{about_strip}".encode())
+    for path in [Path(__file__), LOCK, ROOT / "LICENSE", *own_files(), *pages()]:
+        digest.update(f"\n{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def built_from(output: Path) -> str | None:
+    """The inputs' hash of a file built before, None where there is none."""
+    try:
+        with zipfile.ZipFile(output) as archive:
+            return str(json.loads(archive.read("index.json")).get("inputs"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
 def wheels(cache: Path) -> list[Path]:
-    """The packages of the lock as wheels for this Python, downloaded unless the cache has them."""
-    name = f"{target()}-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]}"
+    """The packages of the lock as wheels for this Python, downloaded unless the cache has them, and checked against the lock's hashes either way."""
+    name = f"wheels-{target()}-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]}"
     place = cache / name
     if not place.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as fresh:
-            download(Path(fresh) / "wheels")
+            download(Path(fresh) / "wheels", cache)
             try:
                 os.rename(Path(fresh) / "wheels", place)
             except OSError:
                 if not place.is_dir():
                     raise
     found = sorted(place.glob("*.whl"), key=lambda path: path.name.lower())
+    known = LOCK.read_text("ascii")
+    for path in found:
+        if f"--hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" not in known:
+            raise BuildError(f"{path} is not what requirements/runtime.lock names: remove {place}")
     return [path for path in found if distribution(path) not in NOT_BUNDLED]
 
 
-def download(place: Path) -> None:
+def download(place: Path, cache: Path) -> None:
     tell("downloading the packages of requirements/runtime.lock …")
-    if importlib.util.find_spec("pip") is None:
-        raise BuildError("this Python has no pip: apt install python3-pip, or use ./dev build, which makes a virtual environment")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    done = subprocess.run([*command, "--requirement", str(LOCK), "--dest", str(place)], check=False, capture_output=True, text=True)
+    command = [python_with_pip(cache), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(LOCK), "--dest", str(place)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         raise BuildError(f"pip could not download the packages:\n{done.stderr.strip()}")
+
+
+def python_with_pip(cache: Path) -> str:
+    """This Python, or one of the same version in a virtual environment of its own where this one has no pip."""
+    if importlib.util.find_spec("pip") is not None:
+        return sys.executable
+    if importlib.util.find_spec("ensurepip") is None:
+        raise BuildError(f"this Python has neither pip nor ensurepip: apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv")
+    place = cache / f"pip-{cache_tag()}"
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=False, capture_output=True, text=True)
+    if made.returncode != 0:
+        raise BuildError(f"no virtual environment for pip: {made.stdout.strip() or made.stderr.strip()}")
+    return str(place / "bin" / "python")
 
 
 def distribution(wheel: Path) -> str:
@@ -160,39 +230,47 @@ def distribution(wheel: Path) -> str:
     return wheel.name.partition("-")[0].lower().replace("_", "-")
 
 
-def collect(packages: list[Path], strip: str | None) -> dict[str, bytes]:
-    """All entries of the file but __main__.py."""
+def collect(packages: list[Path], strip: str | None, inputs: str) -> dict[str, bytes]:
+    """All entries of the file."""
     tell(f"putting {len(packages)} packages together …")
     pure: dict[str, bytes] = {}
     native: dict[str, str] = {}
     entries: dict[str, bytes] = {}
     for wheel in packages:
-        with zipfile.ZipFile(wheel) as archive:
-            for name in sorted(archive.namelist()):
-                if not is_wanted(name):
-                    continue
-                if name.endswith(".so"):
-                    module = module_name(name)
-                    native[module] = f"native/{cache_tag()}-{os.uname().machine}/{module}.so"
-                    entries[native[module]] = stripped(archive.read(name), strip)
-                else:
-                    pure[name] = REPLACED.get(name) or archive.read(name)
+        for name, data in wanted(wheel):
+            if name.endswith(".so"):
+                module = module_name(name)
+                native[module] = f"native/{cache_tag()}-{os.uname().machine}/{module}.so"
+                entries[native[module]] = stripped(data, strip)
+            else:
+                pure[name] = REPLACED.get(name, data)
         entries[f"licenses/{wheel_title(wheel)}.txt"] = licence(wheel)
-    deps = f"deps/{cache_tag()}.zip"
-    entries[deps] = deps_zip(pure)
     licences = sorted(entry for entry in entries if entry.startswith("licenses/"))
+    deps = f"deps/{cache_tag()}.zip"
+    entries[deps] = zipped(pure | bytecode(pure, f"{SHOWN_AS}/deps"), compress=True)
     entries["licenses/calnet.txt"] = (ROOT / "LICENSE").read_bytes()
-    entries |= own_modules() | {f"man/{page.name}": page.read_bytes() for page in sorted((ROOT / "man").glob("*.1"))}
-    hashes = {entry: hashlib.sha256(entries[entry]).hexdigest() for entry in sorted([deps, *native.values()])}
+    own = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in own_files()}
+    entries |= own | bytecode(own, SHOWN_AS) | {f"man/{page.name}": page.read_bytes() for page in pages()}
     index = {
         "build": build_id(entries),
+        "inputs": inputs,
         "targets": {target(): {"deps": deps, "native": dict(sorted(native.items()))}},
-        "sha256": hashes,
+        "sha256": {entry: hashlib.sha256(entries[entry]).hexdigest() for entry in sorted([deps, *native.values()])},
         "licenses": ["licenses/calnet.txt", *licences],
         "pages": sorted(entry for entry in entries if entry.startswith("man/")),
     }
     entries["index.json"] = json.dumps(index, indent=1, sort_keys=True).encode()
-    return entries
+    start = {"__main__.py": MAIN.replace("{build}", str(index["build"])).encode()}
+    return entries | start | bytecode(start, SHOWN_AS)
+
+
+def wanted(wheel: Path) -> list[tuple[str, bytes]]:
+    """The entries of a wheel that are needed at run time."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in sorted(archive.namelist()) if is_wanted(name)]
+        if any(".libs/" in name for name in names):
+            raise BuildError(f"{wheel.name} brings shared libraries of its own, which can't be loaded from memory")
+        return [(name, archive.read(name)) for name in names]
 
 
 def cache_tag() -> str:
@@ -237,6 +315,8 @@ def licence(wheel: Path) -> bytes:
         metadata = next(archive.read(name).decode() for name in names if name.endswith("/METADATA"))
         stated = [line for line in metadata.partition("\n\n")[0].splitlines() if line.lower().startswith(("license:", "license-expression:"))]
         texts = [name for name in names if is_licence(name) and (not chosen or name.endswith(chosen))]
+        if not texts:
+            raise BuildError(f"{wheel.name} carries no licence text: it can't be bundled as it is")
         parts = [note, *stated, *(archive.read(name).decode("utf-8", "replace").strip() for name in texts)]
     return "\n\n".join(part for part in parts if part).encode() + b"\n"
 
@@ -246,29 +326,23 @@ def is_licence(name: str) -> bool:
     return not name.endswith("/") and any(word in name.rpartition(".dist-info/")[2].lower() for word in words)
 
 
-def own_modules() -> dict[str, bytes]:
-    """Calnet itself: the source, for tracebacks and other Pythons, and its bytecode."""
-    entries: dict[str, bytes] = {}
-    for path in sorted((ROOT / "calnet").rglob("*.py")):
-        name = path.relative_to(ROOT).as_posix()
-        source = path.read_bytes()
-        entries[name] = source
-        entries[f"{name}c"] = bytecode(source, name)
-    return entries
+def own_files() -> list[Path]:
+    """Calnet itself: the source is there for tracebacks and for other Pythons, and bytecode stands beside it."""
+    return [path for path in sorted((ROOT / "calnet").rglob("*")) if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"]
 
 
-def bytecode(source: bytes, name: str) -> bytes:
-    """A .pyc that is never compared with its source (PEP 552, unchecked hash)."""
-    code = compile(source, name, "exec", dont_inherit=True, optimize=0)
-    return importlib.util.MAGIC_NUMBER + (0b01).to_bytes(4, "little") + importlib.util.source_hash(source) + marshal.dumps(code)
+def pages() -> list[Path]:
+    return sorted((ROOT / "man").glob("*.1"))
 
 
-def deps_zip(pure: dict[str, bytes]) -> bytes:
-    """The pure packages: bytecode in place of source, data files as they are."""
-    compiled = {(f"{name}c" if name.endswith(".py") else name): (bytecode(data, name) if name.endswith(".py") else data) for name, data in pure.items()}
-    file = io.BytesIO()
-    write_zip(file, compiled)
-    return file.getvalue()
+def bytecode(files: dict[str, bytes], shown_below: str) -> dict[str, bytes]:
+    """A .pyc for each .py among `files`."""
+    names = sorted(name for name in files if name.endswith(".py"))
+    sources = marshal.dumps([(f"{shown_below}/{name}", files[name]) for name in names])
+    done = subprocess.run([sys.executable, "-sSP", "-c", COMPILER], input=sources, env={"PYTHONHASHSEED": "0"}, check=False, capture_output=True)
+    if done.returncode != 0:
+        raise BuildError(f"a module does not compile: {done.stderr.decode(errors='replace').strip()}")
+    return {f"{name}c": data for name, data in zip(names, marshal.loads(done.stdout), strict=True)}
 
 
 def build_id(entries: dict[str, bytes]) -> str:
@@ -281,13 +355,9 @@ def build_id(entries: dict[str, bytes]) -> str:
 
 def write(output: Path, entries: dict[str, bytes]) -> None:
     """The file, executable, in place of an old one by one rename."""
-    build = json.loads(entries["index.json"])["build"]
-    file = io.BytesIO(SHEBANG)
-    file.seek(0, io.SEEK_END)
-    write_zip(file, {"__main__.py": MAIN.replace("{build}", build).encode(), **entries})
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        fresh.write_bytes(file.getvalue())
+        fresh.write_bytes(zipped(entries, compress=False, start=SHEBANG))
         fresh.chmod(0o755)
         os.replace(fresh, output)
     except OSError as error:
@@ -295,19 +365,19 @@ def write(output: Path, entries: dict[str, bytes]) -> None:
         raise BuildError(f"{output} can't be written: {error.strerror}") from None
 
 
-def write_zip(file: io.BytesIO, entries: dict[str, bytes]) -> None:
-    """Sorted, dated by SOURCE_DATE_EPOCH, with fixed modes; a zip inside stays uncompressed, as its entries are."""
-    date = time.gmtime(max(int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH_1980)), EPOCH_1980))[:6]
+def zipped(entries: dict[str, bytes], *, compress: bool, start: bytes = b"") -> bytes:
+    """A zip after `start`, sorted, dated, with fixed modes. What stands in STORED is compressed only with `compress`."""
+    file = io.BytesIO(start)
+    date = time.gmtime(build_date())[:6]
     with zipfile.ZipFile(file, "a") as archive:
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, date)
             info.create_system = 3
             info.external_attr = 0o100644 << 16
-            info.compress_type = zipfile.ZIP_STORED if name.endswith(".zip") else zipfile.ZIP_DEFLATED
+            info.compress_type = zipfile.ZIP_DEFLATED if compress or not name.startswith(STORED) else zipfile.ZIP_STORED
             archive.writestr(info, entries[name], compresslevel=9)
+    return file.getvalue()
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONHASHSEED") != HASH_SEED:
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": HASH_SEED})
     sys.exit(main())
