@@ -10,7 +10,7 @@ that fails any of them is dropped alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
@@ -112,28 +112,31 @@ class Inbound:
             sealed, plains = sealed[: count - 1], plains[: count - 1]
             sealed.append(self.buffer[end:length])
             plains.append(self.buffer[end : length - TAG_SIZE])
-        good = []
-        open_into, nonces = session.open_into, self._nonces
-        for k in range(count):
-            try:
-                open_into(nonces[k], sealed[k], None, plains[k])
-            except BadTag:
-                continue
-            good.append(k)
-        if (
-            len(good) < count
-            or counters[-1] - counters[0] != count - 1
-            or counters != list(range(counters[0], counters[0] + count))
-            or not (session.replay.commit_run(counters[0], count))
-        ):
-            good = [k for k in good if session.replay.accept(counters[k])]
+        good: Sequence[int] = range(count)
+        bad = self._open_all(session, count, sealed, plains)
+        if bad or counters != list(range(counters[0], counters[0] + count)) or not session.replay.commit_run(counters[0], count):
+            good = [k for k in good if k not in bad and session.replay.accept(counters[k])]
             self.dropped += count - len(good)
             if not good:
                 return
         self._opened(session, length, size > TRANSPORT_OVERHEAD)
         self._deliver(session, plains, good, size)
 
-    def _deliver(self, session: Session, plains: list[memoryview], good: list[int], size: int) -> None:
+    def _open_all(self, session: Session, count: int, sealed: list[memoryview], plains: list[memoryview]) -> list[int]:
+        """Open `count` datagrams in place; returns which of them did not authenticate."""
+        bad: list[int] = []
+        open_into = session.open_into
+        places = zip(range(count), self._nonces, sealed, plains, strict=False)
+        k = -1
+        while k < count - 1:
+            try:
+                for k, nonce, ciphertext, plain in places:  # noqa: B007  the loop goes on after a failure, with the same iterator
+                    open_into(nonce, ciphertext, None, plain)
+            except BadTag:
+                bad.append(k)
+        return bad
+
+    def _deliver(self, session: Session, plains: list[memoryview], good: Sequence[int], size: int) -> None:
         """Write the opened packets, runs of one flow as one."""
         position, end = 0, len(good)
         while position < end:
@@ -157,23 +160,23 @@ class Inbound:
         flow = flow_of(plain, length)
         return flow if flow is not None and flow.protocol in self._joined else None
 
-    def _deliver_run(self, session: Session, plains: list[memoryview], good: list[int], position: int, size: int, flow: Flow) -> int:
+    def _deliver_run(self, session: Session, plains: list[memoryview], good: Sequence[int], position: int, size: int, flow: Flow) -> int:
         """Write the packet `good[position]` and those after it that join it; returns how many that are."""
         first = good[position]
         headers, payloads = self._parts_for(size, flow)
-        number = int.from_bytes
-        mask, expected, step, room = flow.mask, flow.expected, flow.step, flow.header + flow.payload
-        most = min(flow.limit, len(good) - position)
+        number, mask, expected, step, room = int.from_bytes, flow.mask, flow.expected, flow.step, flow.header + flow.payload
+        most = max(1, min(flow.limit, _consecutive(good, position)))
+        # All datagrams of a batch have one size, but for the last.
+        full = most if len(plains[first + most - 1]) >= room else most - 1
         joined = 1
-        while joined < most:
-            index = good[position + joined]
+        for header in headers[first + 1 : first + full]:
             expected += step
-            if index != first + joined or len(plains[index]) < room or number(headers[index], "big") & mask != expected:
+            if number(header, "big") & mask != expected:
                 break
             joined += 1
         parts: list[Buffer] = [b"", *payloads[first : first + joined]]
         total, last_flags = flow.header + joined * flow.payload, 0
-        if joined < most and good[position + joined] == first + joined:
+        if joined < most:
             tail = plains[first + joined]
             length = _length_or_zero(tail)
             if length and joins_last(flow, tail, length, joined):
@@ -224,6 +227,16 @@ class Inbound:
                 [self.buffer[start + middle : start + middle + flow.payload] for start in starts],
             )
         return parts
+
+
+def _consecutive(good: Sequence[int], position: int) -> int:
+    """How many entries from `position` on follow one another."""
+    if isinstance(good, range):
+        return len(good) - position
+    end = position + 1
+    while end < len(good) and good[end] == good[end - 1] + 1:
+        end += 1
+    return end - position
 
 
 def _length_or_zero(plain: memoryview) -> int:

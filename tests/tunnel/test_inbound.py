@@ -134,8 +134,9 @@ def test_packet_that_differs_splits_the_run_and_nothing_is_lost(odd: bytes, writ
     assert len(receiver.writes) <= writes + 1
 
 
-def test_sequence_numbers_that_wrap_are_not_joined_across() -> None:
-    packets = [tcp(DATA, sequence=(1 << 32) - 250 + 100 * k, ident=k) for k in range(6)]
+@pytest.mark.parametrize("before", [50, 250])
+def test_sequence_numbers_that_wrap_are_not_joined_across(before: int) -> None:
+    packets = [tcp(DATA, sequence=(1 << 32) - before + 100 * k, ident=k) for k in range(6)]
     _deliver(packets)
 
 
