@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class CandidateTable:
 
     def tell(self, endpoints: Iterable[Endpoint], now: float, overlay: tuple[Prefix, ...], keep: Endpoint | None = None) -> bool:
         """Take what the peer says of itself; whether anything was new. What may not be probed is left out, and all beyond the first 32 usable ones."""
-        usable = [endpoint for endpoint in dict.fromkeys(endpoints) if is_candidate(endpoint, overlay)][: c.MAX_TOLD]
+        usable = itertools.islice((endpoint for endpoint in dict.fromkeys(endpoints) if is_candidate(endpoint, overlay)), c.MAX_TOLD)
         new = [endpoint for endpoint in usable if self._add(endpoint, now, told=True, keep=keep)]
         return bool(new)
 

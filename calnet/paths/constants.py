@@ -63,6 +63,9 @@ PEER_PROBES_BURST: Final = 100.0
 HOST_PROBES_PER_S: Final = 10.0
 HOST_PROBES_BURST: Final = 40.0
 """Probes to unproven endpoints with one address, whoever named it."""
+TOLD_PER_S: Final = 1.0
+TOLD_BURST: Final = 20.0
+"""Lists of candidates taken in of one peer; an honest one tells them each few seconds at most, two ways."""
 MAX_HOSTS: Final = 4_096
 MAX_STUN_SERVERS: Final = 4
 STUN_GAP: Final = 5.0

@@ -1,4 +1,4 @@
-"""How many probes others can make us send to places that never answered: token buckets, a bounded number of them."""
+"""What others can make us do: probes to places that never answered, and candidates taken in. Token buckets, a bounded number of them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,19 @@ class Buckets:
 
 
 class ProbeLimiter:
-    """Probes to unproven endpoints: bounded for the peer that named them, and for the address, whoever named it."""
+    """Probes to unproven endpoints: bounded for the peer that named them, and for the address, whoever named it. Candidates: bounded for the peer."""
 
-    __slots__ = ("_hosts", "_peers")
+    __slots__ = ("_hosts", "_peers", "_told")
 
     def __init__(self) -> None:
         self._peers = Buckets(c.PEER_PROBES_PER_S, c.PEER_PROBES_BURST, c.MAX_HOSTS)
         self._hosts = Buckets(c.HOST_PROBES_PER_S, c.HOST_PROBES_BURST, c.MAX_HOSTS)
+        self._told = Buckets(c.TOLD_PER_S, c.TOLD_BURST, c.MAX_HOSTS)
 
     def allows(self, peer: NodeId, host: str, now: float) -> bool:
         """Whether one more probe may go to `host` for `peer`; it is counted."""
         return self._peers.take(peer, now) and self._hosts.take(host, now)
+
+    def hears(self, peer: NodeId, now: float) -> bool:
+        """Whether the peer may tell its candidates once more; it is counted."""
+        return self._told.take(peer, now)

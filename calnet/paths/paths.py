@@ -124,7 +124,7 @@ class Paths:
     def peer_candidates(self, peer: NodeId, candidates: tuple[Endpoint, ...], now: float) -> list[PathEffect]:
         """The peer's candidates, from the control session: probe them now."""
         path = self._peers.get(peer)
-        return [] if path is None else self._perform(path, path.told(candidates, now, wake=True), now)
+        return [] if path is None else self._told(path, candidates, now)
 
     def receive_stun(self, datagram: bytes, source: Endpoint, now: float) -> list[PathEffect]:
         """A STUN datagram on our socket."""
@@ -142,7 +142,7 @@ class Paths:
             case Pong():
                 return self._pong(path, opened.message, source, now)
             case Candidates():
-                return self._perform(path, path.told(opened.message.endpoints, now, wake=True), now)
+                return self._told(path, opened.message.endpoints, now)
 
     def data_received(self, peer: NodeId, source: Source, now: float) -> list[PathEffect]:
         """An authenticated tunnel packet of the peer."""
@@ -262,6 +262,11 @@ class Paths:
         for path in self._peers.values():
             effects += self._perform(path, path.own_candidates_changed(now), now)
         return effects
+
+    def _told(self, path: PeerPath, endpoints: tuple[Endpoint, ...], now: float) -> list[PathEffect]:
+        if not self._limiter.hears(path.peer, now):
+            return []
+        return self._perform(path, path.told(endpoints, now, wake=True), now)
 
     def _answer(self, path: PeerPath, opened: Opened, ping: Ping, source: Source, now: float) -> list[PathEffect]:
         effects: list[PathEffect] = []

@@ -1,0 +1,249 @@
+"""One peer's machine as a script: events in, actions out; every state × every input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from calnet.model import Endpoint, NodeId
+from calnet.paths import constants as c
+from calnet.paths.effects import PathChanged, Route
+from calnet.paths.peer import Exchange, PathState, PeerAction, PeerPath, Probe
+
+PEER = NodeId(7)
+LAN, WAN, ELSE = Endpoint("192.168.1.7", 7), Endpoint("203.0.113.7", 7), Endpoint("203.0.113.8", 7)
+RELAY = Route(None, True)
+
+
+def relayed(relay: bool = True) -> tuple[PeerPath, float]:
+    """Data flows, no path is proven."""
+    path = PeerPath(PEER, relay=relay, overlay=())
+    path.told((LAN, WAN), 0.0, wake=False)
+    path.data_sent(0.0)
+    return path, 0.0
+
+
+def direct(relay: bool = True) -> tuple[PeerPath, float]:
+    """WAN was proven at 0.05, in answer to data at 0; the attempt has ended."""
+    path, _ = relayed(relay)
+    path.pong_received(WAN, 0.05, 0.05)
+    for step in (0.2, 0.5, 1.0, 2.0):
+        path.data_received(WAN, step)
+        path.on_timer(step)
+    return path, 2.0
+
+
+def doubted(relay: bool = True) -> tuple[PeerPath, float]:
+    """Data was sent on the proven path without an answer for 0.8 s."""
+    path, now = direct(relay)
+    path.data_sent(now)
+    path.on_timer(now + 0.4)
+    path.on_timer(now + 0.8)
+    return path, now + 0.8
+
+
+def asleep(relay: bool = True) -> tuple[PeerPath, float]:
+    """Nothing flowed for long."""
+    path, now = direct(relay)
+    while (due := path.deadline(now)) is not None:
+        now = due
+        path.on_timer(now)
+        if path.state is PathState.DIRECT and path.active(now):
+            path.pong_received(WAN, 0.05, now)
+    return path, now
+
+
+STATES: dict[PathState, Callable[[bool], tuple[PeerPath, float]]] = {
+    PathState.RELAYED: relayed,
+    PathState.DIRECT: direct,
+    PathState.DOUBTED: doubted,
+    PathState.ASLEEP: asleep,
+}
+
+INPUTS: dict[str, Callable[[PeerPath, float], list[PeerAction]]] = {
+    "data sent": lambda path, now: path.data_sent(now),
+    "data from best": lambda path, now: path.data_received(WAN, now),
+    "data from elsewhere": lambda path, now: path.data_received(ELSE, now),
+    "data by relay": lambda path, now: path.data_received(None, now),
+    "ping from best": lambda path, now: path.ping_received(WAN, now),
+    "ping from elsewhere": lambda path, now: path.ping_received(ELSE, now),
+    "pong from best": lambda path, now: path.pong_received(WAN, 0.05, now),
+    "pong from better": lambda path, now: path.pong_received(LAN, 0.001, now),
+    "pong from nowhere": lambda path, now: path.pong_received(ELSE, 0.001, now),
+    "told": lambda path, now: path.told((LAN, WAN, ELSE), now, wake=True),
+    "netmap": lambda path, now: path.told((LAN, WAN), now, wake=False),
+    "relay lost": lambda path, now: path.relay_connected(False, now),
+    "relay back": lambda path, now: path.relay_connected(True, now),
+    "network changed": lambda path, now: path.network_changed(now),
+    "own candidates": lambda path, now: path.own_candidates_changed(now),
+    "timer": lambda path, now: path.on_timer(now),
+    "silence": lambda path, now: path.on_timer(now + c.TRUST),
+}
+
+R, D, U, A = PathState.RELAYED, PathState.DIRECT, PathState.DOUBTED, PathState.ASLEEP
+MOVES: dict[str, tuple[PathState, PathState, PathState, PathState]] = {
+    "data sent": (R, D, U, A),
+    "data from best": (R, D, D, A),
+    "data from elsewhere": (R, D, U, A),
+    "data by relay": (R, D, U, A),
+    "ping from best": (R, D, U, A),
+    "ping from elsewhere": (R, D, U, A),
+    "pong from best": (D, D, D, D),
+    "pong from better": (D, D, D, D),
+    "pong from nowhere": (R, D, U, A),
+    "told": (R, D, U, A),
+    "netmap": (R, D, U, A),
+    "relay lost": (R, D, U, A),
+    "relay back": (R, D, U, A),
+    "network changed": (R, U, U, A),
+    "own candidates": (R, D, U, A),
+    "timer": (R, D, U, A),
+    "silence": (R, R, R, A),
+}
+
+
+def route_of(path: PeerPath, relay: bool) -> Route:
+    """What the state's route has to be."""
+    endpoint = None if path.best is None else path.best.endpoint
+    return {
+        PathState.RELAYED: Route(None, relay),
+        PathState.DIRECT: Route(endpoint, False),
+        PathState.DOUBTED: Route(endpoint, relay),
+        PathState.ASLEEP: RELAY if relay else Route(endpoint, False),
+    }[path.state]
+
+
+@pytest.mark.parametrize("relay", [True, False])
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("position", range(4))
+def test_state_and_input_give_the_table_s_next_state_and_its_route(position: int, name: str, relay: bool) -> None:
+    start = (R, D, U, A)[position]
+    path, now = STATES[start](relay)
+    assert path.state is start
+    before = path.route
+    actions = INPUTS[name](path, now)
+    assert path.state is MOVES[name][position]
+    connected = {"relay lost": False, "relay back": True}.get(name, relay)
+    assert path.route == route_of(path, connected)
+    changes = [action for action in actions if isinstance(action, PathChanged)]
+    assert (changes[0].old, changes[-1].new) == (before, path.route) if changes else path.route == before
+    due = path.deadline(now)
+    assert due is None or due > now - 1.0
+
+
+def test_first_data_goes_by_relay_and_begins_an_attempt() -> None:
+    path = PeerPath(PEER, relay=True, overlay=())
+    path.told((WAN, LAN), 0.0, wake=False)
+    assert path.deadline(0.0) is None
+    assert path.route == RELAY
+    assert path.data_sent(0.0) == [Exchange(), Probe(LAN, False), Probe(WAN, False)]
+    assert path.data_sent(0.1) == []
+    for offset in c.PROBE_OFFSETS[1:]:
+        assert path.deadline(0.1) == offset
+        assert path.on_timer(offset) == [Probe(LAN, False), Probe(WAN, False)]
+    assert path.deadline(2.0) == 7.0
+
+
+def test_proven_candidate_takes_over_and_a_better_one_from_it() -> None:
+    path, _ = relayed()
+    assert path.pong_received(WAN, 0.05, 0.05) == [PathChanged(PEER, RELAY, Route(WAN, False), f"{WAN} answers in 50 ms")]
+    assert path.pong_received(LAN, 0.001, 0.06) == [PathChanged(PEER, Route(WAN, False), Route(LAN, False), f"{LAN} answers in 1 ms")]
+    assert path.pong_received(WAN, 0.0001, 0.07) == []
+
+
+def test_sending_without_an_answer_probes_then_doubts_then_leaves() -> None:
+    path, now = direct()
+    assert path.data_sent(now) == []
+    assert path.deadline(now) == now + c.ANSWER_DUE
+    assert path.on_timer(now + c.ANSWER_DUE) == [Probe(WAN, True)]
+    actions = path.on_timer(now + c.DOUBT_AFTER)
+    assert actions[0] == PathChanged(PEER, Route(WAN, False), Route(WAN, True), "no answer while sending")
+    assert Probe(LAN, False) in actions
+    path.data_sent(now + 6.0)
+    actions = path.on_timer(now + c.TRUST)
+    assert actions[0] == PathChanged(PEER, Route(WAN, True), RELAY, "no answer")
+
+
+def test_lost_path_gives_way_to_another_proven_one() -> None:
+    path, _ = relayed()
+    path.pong_received(WAN, 0.05, 0.05)
+    path.data_sent(3.0)
+    path.on_timer(3.8)
+    assert path.state is PathState.DOUBTED
+    path.pong_received(ELSE, 0.05, 4.0)
+    path.told((ELSE,), 4.0, wake=True)
+    path.pong_received(ELSE, 0.05, 4.1)
+    assert path.route == Route(ELSE, False)
+    path.pong_received(LAN, 0.06, 9.0)
+    path.data_sent(9.0)
+    assert PathChanged(PEER, Route(ELSE, False), Route(LAN, False), "no answer") in path.on_timer(4.1 + c.TRUST)
+    assert path.route == Route(LAN, False)
+
+
+def test_idle_attempt_ends_after_its_first_rounds() -> None:
+    path = PeerPath(PEER, relay=True, overlay=())
+    assert path.told((WAN,), 0.0, wake=True) == [Exchange(), Probe(WAN, False)]
+    for offset in c.PROBE_OFFSETS[1:]:
+        assert path.on_timer(offset) == [Probe(WAN, False)]
+    assert path.deadline(2.0) is None
+
+
+def test_attempt_with_relay_rests_after_half_a_minute_and_begins_anew_each_minute() -> None:
+    path, now = relayed()
+    times = []
+    while now < 130.0:
+        due = path.deadline(now)
+        assert due is not None
+        now = due
+        if any(isinstance(action, Probe) for action in path.data_sent(now) + path.on_timer(now)):
+            times.append(now)
+    assert [at for at in times if at > 2.0 and at < 60.0] == [7.0, 12.0, 17.0, 22.0, 27.0, 32.0]
+    assert 60.0 in times
+    assert 120.0 in times
+
+
+def test_held_path_that_answers_is_not_taken_until_its_time_is_over() -> None:
+    path, now = direct()
+    while path.route.endpoint is not None:
+        now += 0.3
+        path.data_sent(now)
+        path.pong_received(WAN, 0.05, now)
+        path.on_timer(now)
+    assert path.route == RELAY
+    assert now >= c.NO_DATA_AFTER
+    assert path.pong_received(WAN, 0.05, now + 1.0) == []
+    assert path.ping_received(WAN, now + 1.0) == []
+    assert path.route == RELAY
+    path.pong_received(WAN, 0.05, now + c.HOLD_FIRST + 1.0)
+    assert path.route == Route(WAN, False)
+
+
+def test_path_that_carries_nothing_is_kept_where_there_is_no_other() -> None:
+    path, now = direct(relay=False)
+    for _ in range(100):
+        now += 0.3
+        path.data_sent(now)
+        path.pong_received(WAN, 0.05, now)
+        path.on_timer(now)
+    assert path.route == Route(WAN, False)
+
+
+def test_candidates_told_again_and_again_do_not_raise_the_rate_of_one_endpoint() -> None:
+    path, _ = relayed()
+    probes = sum(isinstance(action, Probe) and action.endpoint == WAN for tick in range(1_000) for action in path.told((WAN,), tick / 100, wake=True))
+    assert probes <= 10.0 / c.PROBE_GAP + 1
+
+
+def test_new_candidate_of_a_direct_peer_is_looked_at_while_data_flows() -> None:
+    path, now = direct()
+    assert Probe(ELSE, False) in path.told((ELSE,), now, wake=True)
+    path, now = asleep()
+    assert path.told((ELSE,), now, wake=False) == []
+
+
+def test_stale_timer_after_a_long_sleep_leaves_the_path() -> None:
+    path, now = direct()
+    path.data_sent(now)
+    path.on_timer(now + 40.0)
+    assert path.route == RELAY
