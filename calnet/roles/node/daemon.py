@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes, encode_key
-from calnet.errors import AuthenticationError, CalnetError, HostError, StateError
+from calnet.errors import AuthenticationError, CalnetError, HostError, StateError, UnreachableError
 from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node import routes
 from calnet.roles.node.control_client import ControlClient, FetchKey
@@ -485,11 +485,18 @@ class Daemon:
             self.keeper.keep(netmap)
         self.netmap, self.standing = netmap, ACTIVE
         self._settle()
-        wanted = self.state.prefs.advertise_routes
-        if self.client is not None and (self.unsent or set(wanted) != {str(route) for route in netmap.self.advertised_routes}):
-            hostname = self.hostname() if self.unsent else None
-            self.unsent = False
-            self._spawn("update", self._quietly("update", self.client.update(hostname=hostname, routes=wanted)))
+        advertised = {str(route) for route in netmap.self.advertised_routes}
+        if self.unsent or set(self.state.prefs.advertise_routes) != advertised:
+            self._spawn("update", self._quietly("update", self.tell_server()))
+
+    async def tell_server(self) -> None:
+        """Tell the server host name and advertised routes. Where it isn't reached it hears of them later; the error says so to whoever waits."""
+        client = self.client
+        self.unsent = True
+        if client is None or not client.connected:
+            raise UnreachableError("the server is not connected")
+        await client.update(hostname=self.state.prefs.hostname or None, routes=self.state.prefs.advertise_routes)
+        self.unsent = False
 
     def _note_key(self, name: str, peer: NodeId, old: bytes, new: bytes, renewal: bool) -> None:
         log.warning("peer_key_changed peer=%s id=%d old=%s new=%s renewal=%s", shown(name), peer, encode_key(old), encode_key(new), renewal)
@@ -553,6 +560,14 @@ class Daemon:
 
     def health(self, code: str, text: str | None) -> None:
         self.notices.set(code, text)
+        if code == "tun-gone" and text is not None:
+            asyncio.get_running_loop().call_soon(self._reopen)
+
+    def _reopen(self) -> None:
+        """Somebody removed the interface: make it again."""
+        self._close_engine()
+        self.setup.forget()
+        self._settle()
 
     # --- looking at it ---
 

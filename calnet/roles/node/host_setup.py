@@ -119,6 +119,10 @@ class HostSetup:
         self._rules = rules
         return []
 
+    def forget(self) -> None:
+        """The interface is gone, and what stood on it: `apply` has to set up all of it again."""
+        self._standing = None
+
     async def clear(self) -> None:
         """Undo everything; what can't be undone stays noted for the next start."""
         async with self._lock:

@@ -7,7 +7,6 @@ gives of whoever connected. Nothing here opens a file or connects anywhere that 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pwd
 from collections.abc import Awaitable, Callable
@@ -34,6 +33,8 @@ from calnet.roles.node.status import find_peer, whois_document
 MAX_PINGS: Final = 1_000_000
 PING_INTERVAL_S: Final = 1.0
 PROBING_INTERVAL_S: Final = 0.2
+PROBING_PATIENCE_S: Final = 2.0
+"""While a direct path is waited for, an answer that is later than this counts as lost."""
 
 Json = dict[str, Any]
 Operation = Callable[[LocalRequest], Awaitable[object]]
@@ -150,8 +151,8 @@ class Operations:
         deadline = loop.time() + timeout
         while sent < limit:
             started = loop.time()
-            patience = max(0.0, deadline - started) if until_direct else timeout
-            if until_direct and patience <= 0.0:
+            patience = min(PROBING_PATIENCE_S, deadline - started) if until_direct else timeout
+            if patience <= 0.0:
                 break
             answered, direct = await self._ping_once(peer.id, peer.name, str(peer.addresses[0]), patience, request)
             sent, received = sent + 1, received + answered
@@ -183,8 +184,12 @@ class Operations:
     async def _up(self, request: LocalRequest, *, renew: bool = False) -> Json:
         wanted = self._up_request(request.args, renew=renew)
         async with self._changing:
+            before = self._daemon.state
             await self._logins.prepare(wanted)
-        return {"state": await self._logins.complete(wanted, request.emit)}
+        reached = await self._logins.complete(wanted, request.emit)
+        if before.registered:
+            await self._tell_server(before.prefs, self._daemon.state.prefs, request)
+        return {"state": reached}
 
     async def _login(self, request: LocalRequest) -> Json:
         return await self._up(request, renew=True)
@@ -230,18 +235,12 @@ class Operations:
 
     async def _tell_server(self, before: Prefs, prefs: Prefs, request: LocalRequest) -> None:
         daemon = self._daemon
-        hostname = daemon.hostname() if prefs.hostname != before.hostname else None
-        routes = prefs.advertise_routes if prefs.advertise_routes != before.advertise_routes else None
-        if hostname is None and routes is None:
+        if (prefs.hostname, prefs.advertise_routes) == (before.hostname, before.advertise_routes) or not daemon.state.registered:
             return
         try:
-            if daemon.client is None:
-                raise UnreachableError("the node is not up")
-            await daemon.client.update(hostname=hostname, routes=routes)
+            await daemon.tell_server()
         except (UnreachableError, TimedOutError) as error:
-            daemon.unsent = True
-            with contextlib.suppress(OSError):
-                await request.emit({"say": f"saved; the server hears of it later: {error}"})
+            await request.emit({"say": f"saved; the server hears of it later: {error}"})
         except InvalidError:
             daemon.directory.save_prefs(replace(daemon.state.prefs, hostname=before.hostname, advertise_routes=before.advertise_routes))
             raise

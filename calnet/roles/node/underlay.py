@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Coroutine, Sequence
@@ -27,6 +28,7 @@ STAGGER_S: Final = 0.25
 MAX_ADDRESSES: Final = 8
 CONTROL_PATH: Final = "/control/ws"
 KEY_PATH: Final = "/control/key"
+_URL: Final = re.compile(r"[A-Za-z0-9:/._~%\[\]-]+")
 _ANSWER_LIMIT: Final = 4096
 
 
@@ -80,7 +82,7 @@ def parse_server(text: str) -> Server:
         port, host = parts.port, parts.hostname
     except ValueError as error:
         raise InvalidError(f"{text!r} is not a server's URL: {error}") from None
-    if parts.scheme not in ("http", "https", "ws", "wss") or not host or parts.username or parts.query or parts.fragment or not whole.isprintable():
+    if parts.scheme not in ("http", "https", "ws", "wss") or not host or parts.username or parts.query or parts.fragment or not _URL.fullmatch(whole):
         raise InvalidError(f"{text!r} is not a server's URL such as https://calnet.example.org or http://192.0.2.7:8080")
     secure = parts.scheme in ("https", "wss")
     return Server(secure, host, port or (443 if secure else 80), parts.path.rstrip("/"))

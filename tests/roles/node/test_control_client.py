@@ -1,0 +1,118 @@
+"""The control client against servers that misbehave: each costs a connection, none the client."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from calnet.errors import TimedOutError, UnreachableError
+from calnet.roles.node import control_client
+from calnet.roles.node.underlay import backoff
+from calnet.wire import control
+from tests.roles.node.fakes import World, a_netmap, a_peer, run, until
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        control.NetmapDelta(since=99, version=100),
+        control.Welcome(0.0, "again"),
+        control.Bye("shutdown", "the server stops"),
+        control.Candidates(2, ("nonsense",)),
+        control.NetmapFull(5, control.WireSelf(1, "me", ("not an address",)), ()),
+    ],
+)
+def test_client_told_nonsense_connects_anew_and_goes_on(tmp_path: Path, message: control.Message) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        sessions = len(world.server.sessions)
+        await world.server.session.say(message)
+        await until(lambda: len(world.server.sessions) > sessions)
+        await world.call("wait", timeout_s=20)
+        assert len(world.engines) == 1
+
+    run(tmp_path, script)
+
+
+def test_client_told_an_unknown_message_ignores_it(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        for part in world.server.session.channel.send(b"\x81\xa1t\xa7Unheard"):
+            await world.server.session.socket.send(part)
+        await world.server.change(a_netmap(2, (a_peer(8),)))
+        await until(lambda: world.engine.netmaps[-1][0].version == 2)
+        assert len(world.server.sessions) == 1
+
+    run(tmp_path, script)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_client_sent_random_bytes_for_a_handshake_stays_alive(tmp_path: Path, seed: int) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await world.server.session.socket.send(Random(seed).randbytes(Random(seed).randrange(0, 200)))
+        await until(lambda: len(world.server.sessions) == 2)
+        await world.call("wait", timeout_s=20)
+
+    run(tmp_path, script)
+
+
+def test_client_answers_a_ping_with_its_number(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await world.server.session.say(control.Ping(77))
+        await until(lambda: control.Pong(77) in world.server.heard)
+
+    run(tmp_path, script)
+
+
+def test_client_pings_a_silent_server_and_leaves_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(control, "SILENCE_LIMIT_S", 1.2)
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.server.silent_to = (control.Ping,)
+        await until(lambda: any(isinstance(message, control.Ping) for message in world.server.heard))
+        await until(lambda: len(world.server.sessions) >= 2)
+        assert "silent" in str(world.daemon.server_error) or world.daemon.server_error is None
+
+    run(tmp_path, script)
+
+
+def test_request_without_an_answer_times_out_and_without_a_session_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_client, "REQUEST_TIMEOUT_S", 0.05)
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.server.silent_to = (control.Update,)
+        client = world.daemon.client
+        assert client is not None
+        with pytest.raises(TimedOutError):
+            await client.update(hostname="x")
+        world.server.reachable = False
+        waiting = asyncio.create_task(client.update(hostname="y"))
+        await asyncio.sleep(0)
+        await world.server.drop()
+        with pytest.raises((UnreachableError, TimedOutError)):
+            await waiting
+        await until(lambda: not client.connected)
+        with pytest.raises(UnreachableError):
+            await client.update(hostname="z")
+
+    run(tmp_path, script)
+
+
+def test_backoff_doubles_to_its_limit_and_is_jittered() -> None:
+    assert [backoff(attempt, 0.999999) for attempt in range(8)] == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30], rel=1e-3)
+    assert backoff(0, 0.0) == 0.25
+    assert all(backoff(attempt, 0.999) <= 30.0 for attempt in (50, 5000))

@@ -1,0 +1,149 @@
+"""The relay connection: refusals, floods, fuzz, and a change of key without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+import pytest
+
+from calnet.crypto.keys import PrivateKey
+from calnet.roles.node import relay_client
+from calnet.roles.node.relay_link import RelayLink
+from calnet.wire import relay
+from tests.roles.node.fakes import RELAY_URL, FakeServer, until
+
+OLD, NEW = PrivateKey(b"\x01" * 32), PrivateKey(b"\x02" * 32)
+
+
+class User:
+    def __init__(self) -> None:
+        self.states: list[bool] = []
+        self.came: list[tuple[bytes, bytes]] = []
+
+    def relay_changed(self, connected: bool) -> None:
+        self.states.append(connected)
+
+    def relayed(self, sender: bytes, datagram: memoryview) -> None:
+        self.came.append((sender, bytes(datagram)))
+
+
+def with_link(script: Callable[[FakeServer, User, RelayLink], Coroutine[Any, Any, None]], *, change_key_after: float = 0.05) -> None:
+    async def main() -> None:
+        server, user = FakeServer(), User()
+        link = RelayLink(user, dial=server.dial, random=Random(1).randbytes, clock=asyncio.get_running_loop().time, change_key_after=change_key_after)
+        link.use(RELAY_URL, server.key.public, OLD)
+        try:
+            async with asyncio.timeout(30):
+                await script(server, user, link)
+        finally:
+            link.stop()
+            await server.drop()
+
+    asyncio.run(main())
+
+
+def test_link_connects_with_the_node_key_and_carries_both_ways() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        assert link.down_s() is not None
+        await until(lambda: user.states == [True])
+        assert link.down_s() is None
+        assert server.relays[0].key == OLD.public
+        link.send(b"p" * 32, [b"one", bytearray(b"two")])
+        await server.relays[0].deliver(b"q" * 32, b"three")
+        await until(lambda: len(server.relays[0].datagrams) == 2 and user.came)
+        assert server.relays[0].datagrams == [(b"p" * 32, b"one"), (b"p" * 32, b"two")]
+        assert user.came == [(b"q" * 32, b"three")]
+        assert await link.measure() is not None
+
+    with_link(script)
+
+
+def test_link_changes_its_key_without_being_down() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        link.use(RELAY_URL, server.key.public, NEW)
+        link.use(RELAY_URL, server.key.public, NEW)
+        await until(lambda: len(server.relays) == 2)
+        await until(lambda: server.relays[0].socket.closed and user.states[-1])
+        assert server.relays[1].key == NEW.public
+        assert False not in user.states
+        link.send(b"p" * 32, [b"after"])
+        await until(lambda: server.relays[1].datagrams)
+        assert len(server.relays) == 2
+
+    with_link(script)
+
+
+def test_link_refused_says_why_and_tries_again() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.relay_refusal = relay.Reason.EXPIRED
+        await server.drop()
+        await until(lambda: "expired" in link.reason)
+        server.relay_refusal = None
+        await until(lambda: user.states[-1])
+
+    with_link(script)
+
+
+def test_link_replaced_by_another_machine_comes_back() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        await server.relays[0].socket.send(relay.close_frame(relay.Reason.REPLACED))
+        await until(lambda: user.states == [True, False, True])
+
+    with_link(script)
+
+
+def test_link_stopped_is_down_and_sends_nothing() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        link.use("", b"", OLD)
+        assert user.states == [True, False]
+        link.send(b"p" * 32, [b"lost"])
+        assert await link.measure() is None
+        assert link.down_s() is None
+
+    with_link(script)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_attack_15_fuzzed_relay_frames_cost_a_connection_at_most(seed: int) -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        random = Random(seed)
+        await server.relays[0].socket.send(random.randbytes(random.randrange(0, 64)))
+        await server.relays[0].socket.send(bytes((random.randrange(1, 7),)) + random.randbytes(random.randrange(0, 64)))
+        await server.relays[0].socket.close()
+        await until(lambda: len(server.relays) == 2 and user.states[-1])
+
+    with_link(script)
+
+
+def test_client_queue_is_bounded_and_the_oldest_go() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        size, count = 1000, 2 * relay_client.QUEUE_BYTES // 1000
+        link.send(b"p" * 32, [number.to_bytes(4, "big") + bytes(size - 4) for number in range(count)])
+        last = (count - 1).to_bytes(4, "big")
+        await until(lambda: server.relays[0].datagrams and server.relays[0].datagrams[-1][1][:4] == last)
+        came = server.relays[0].datagrams
+        assert len(came) <= relay_client.QUEUE_BYTES // size + 1
+        assert int.from_bytes(came[0][1][:4], "big") >= count - len(came)
+
+    with_link(script)
+
+
+def test_client_pings_a_silent_relay_and_leaves_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(relay, "SILENCE_LIMIT_S", 0.2)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.relays[0].socket.other.inbox = asyncio.Queue()  # type: ignore[union-attr]
+        await until(lambda: len(server.relays) >= 2)
+
+    with_link(script)
