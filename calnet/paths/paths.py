@@ -149,7 +149,8 @@ class Paths:
         path = self._peers.get(peer)
         if path is None:
             return self._roam(peer, source)
-        effects = self._wake(now)
+        effects = [] if self._active(now) else self._wake(now)
+        self._data_at = now
         actions = path.data_received(source.endpoint, now)
         if actions or self._schedule.due(peer) > now + c.HEARTBEAT_RETRY:
             effects += self._perform(path, actions, now)
@@ -162,7 +163,8 @@ class Paths:
         path = self._peers.get(peer)
         if path is None:
             return []
-        effects = self._wake(now)
+        effects = [] if self._active(now) else self._wake(now)
+        self._data_at = now
         actions = path.data_sent(now)
         if actions or self._schedule.due(peer) > now + c.ANSWER_DUE:
             effects += self._perform(path, actions, now)
@@ -186,7 +188,9 @@ class Paths:
             if peer in self._fixed:
                 raise InvalidError("a stock WireGuard peer answers no path probes; ping its overlay address")
             raise NotFoundError("no such peer")
-        effects = self._wake(now) + self._perform(path, path.wake(now), now)
+        effects = [] if self._active(now) else self._wake(now)
+        self._data_at = now
+        effects += self._perform(path, path.wake(now), now)
         endpoint, relay = path.route
         token = self._pings.new(peer, endpoint, now, explicit=True)
         sealed = self._sealer.seal(peer, Ping(self._sealer.identity.node_key, token))
@@ -240,11 +244,8 @@ class Paths:
         return now - self._data_at < c.IDLE_AFTER
 
     def _wake(self, now: float) -> list[PathEffect]:
-        """Data flows: after an idle time our reflexive endpoints have to be learned again."""
-        was_active = self._active(now)
+        """Data flows after an idle time: our reflexive endpoints have to be learned again."""
         self._data_at = now
-        if was_active:
-            return []
         if now - self._stun.last_round_at < c.STUN_INTERVAL_MIN:
             self._stun.keep_going(now, active=True)
             return []
