@@ -9,19 +9,25 @@ import asyncio
 import importlib
 import io
 import os
+import socket
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from calnet.errors import CalnetError
 
-Check = Callable[[], None]
+Check = Callable[[], str | None]
+"""Raises for what is wrong; what it gives back is said beside the `ok`."""
 TEXT: Final = b"attack at dawn, said nobody"
+SEALED: Final = "79cc3650ce8d86b067413800d82d62078bd09a91c1c3343e839c85842e601937e822c81602dd28e89b53f4"
+"""TEXT under ChaCha20-Poly1305 with the key 00 … 1f, a nonce of zeros and the header `header`."""
+AGREED: Final = "4274a32e953acb8314d0f09bcbcb5193c5ef799ddcd0036f8c4682e5801dac73"
+"""X25519 of the private keys 00 … 1f and 01 … 20."""
 
 
 class SelftestError(CalnetError):
@@ -44,22 +50,22 @@ def run(args: Namespace) -> int:
     else:
         for result in results:
             outcome = "ok" if result["error"] is None else f"FAILED: {result['error']}"
-            print(f"{result['name']:<12}  {outcome}  ({result['ms']} ms)")
+            print(f"{result['name']:<12}  {outcome}  ({result['ms']} ms){'' if result['note'] is None else '; ' + result['note']}")
     return 1 if failed else 0
 
 
 def _tried(name: str, check: Check) -> dict[str, Any]:
     started = time.perf_counter()
-    error = None
+    error = note = None
     try:
-        check()
+        note = check()
     except Exception as failure:  # noqa: BLE001 - whatever a package does wrong is this command's result
         error = f"{type(failure).__name__}: {failure}"
         if os.environ.get("CALNET_DEBUG"):
             import traceback
 
             traceback.print_exc()
-    return {"name": name, "error": error, "ms": round((time.perf_counter() - started) * 1000)}
+    return {"name": name, "error": error, "note": note, "ms": round((time.perf_counter() - started) * 1000)}
 
 
 def _need(holds: object, what: str) -> None:
@@ -68,10 +74,10 @@ def _need(holds: object, what: str) -> None:
 
 
 def _ciphers() -> None:
-    """Both AEAD backends seal and open the same bytes, and refuse a forged one."""
+    """Both AEAD backends give the known answer, open it again, and refuse a forged one."""
     from calnet.crypto.aead import backend
 
-    nonce, seen = bytes(12), set()
+    nonce = bytes(12)
     for name in ("cryptography", "sodium"):
         kind, forged = backend(name)
         cipher = kind(bytes(range(32)))
@@ -79,22 +85,21 @@ def _ciphers() -> None:
         cipher.seal_into(nonce, TEXT, b"header", sealed)
         cipher.open_into(nonce, sealed, b"header", opened)
         _need(opened == TEXT, f"{name} does not open what it sealed")
-        seen.add(bytes(sealed))
+        _need(sealed.hex() == SEALED, f"{name} does not give the known answer")
         sealed[-1] ^= 1
         try:
             cipher.open_into(nonce, sealed, b"header", opened)
         except forged:
             continue
         raise SelftestError(f"{name} took a forged message")
-    _need(len(seen) == 1, "the two backends differ")
 
 
 def _keys() -> None:
-    """X25519 and the sealed box."""
+    """X25519, from both sides."""
     from calnet.crypto.keys import PrivateKey
 
     one, other = PrivateKey(bytes(range(32))), PrivateKey(bytes(range(1, 33)))
-    _need(one.exchange(other.public) == other.exchange(one.public), "the two sides of a key agreement differ")
+    _need(one.exchange(other.public) == other.exchange(one.public) == bytes.fromhex(AGREED), "a key agreement does not give the known answer")
 
 
 def _lmdb() -> None:
@@ -148,24 +153,51 @@ def _websockets() -> None:
 
 
 def _http() -> None:
-    """Starlette, its router and uvicorn's protocols, with a request through the parser."""
-    import httptools
+    """A Starlette application on uvicorn and uvloop answers a request and echoes a WebSocket message, on loopback."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(_served(), LOOPBACK_S))
+
+
+async def _served() -> None:
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse
-    from starlette.routing import Route
+    from starlette.routing import Route, WebSocketRoute
     from uvicorn.config import Config
+    from uvicorn.server import Server
 
-    class Seen:
-        url = b""
+    async def health(_: Any) -> PlainTextResponse:
+        return PlainTextResponse("ok")
 
-        def on_url(self, url: bytes) -> None:
-            self.url += url
+    async def echo(peer: Any) -> None:
+        await peer.accept()
+        await peer.send_bytes(await peer.receive_bytes())
+        await peer.close()
 
-    seen = Seen()
-    httptools.HttpRequestParser(seen).feed_data(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-    _need(seen.url == b"/healthz", "httptools lost the path")
-    application = Starlette(routes=[Route("/healthz", lambda _: PlainTextResponse("ok"))])
-    Config(application, http="httptools", ws="websockets-sansio", loop="uvloop", log_config=None).load()
+    application = Starlette(routes=[Route("/healthz", health), WebSocketRoute("/echo", echo)])
+    server = Server(Config(application, http="httptools", ws="websockets-sansio", lifespan="off", log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await _asked(f"127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _asked(authority: str) -> None:
+    from websockets.asyncio.client import connect
+
+    async with connect(f"ws://{authority}/echo", proxy=None) as peer:
+        await peer.send(TEXT)
+        _need(await peer.recv() == TEXT, "a WebSocket changed a message")
+    host, _, port = authority.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: calnet\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    _need(answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"ok"), f"the server answers {answer[:40]!r}")
 
 
 def _netlink() -> None:
@@ -189,34 +221,40 @@ CHECKS: Final[dict[str, Check]] = {
 }
 
 
-def _import_all(bundle: Any) -> None:
-    """Import each module of the file. One that asks for a package which isn't in the file is an optional part, and left out."""
+def _import_all(bundle: Any) -> str:
+    """Import each module of the file. One that asks for a package which isn't in the file is an optional part: it is named, and left out."""
     with zipfile.ZipFile(io.BytesIO(bundle.need(bundle.deps_entry()))) as archive:
-        pure = [name.removesuffix(".pyc").removesuffix("/__init__").replace("/", ".") for name in archive.namelist() if name.endswith(".pyc")]
+        pure = _modules(archive)
     with zipfile.ZipFile(bundle.path) as archive:
-        own = [
-            name.removesuffix(".pyc").removesuffix("/__init__").replace("/", ".")
-            for name in archive.namelist()
-            if name.startswith("calnet/") and name.endswith(".pyc")
-        ]
-    modules = [*own, *pure, *bundle.native_modules()]
+        own = [module for module in _modules(archive) if module.startswith("calnet")]
+    modules = [module for module in (*own, *pure, *bundle.native_modules()) if not module.endswith("__main__")]
     bundled = {module.partition(".")[0] for module in modules}
-    problems = [problem for module in modules if not module.endswith("__main__") and (problem := _import_problem(module, bundled)) is not None]
+    optional: list[str] = []
+    problems: list[str] = []
+    for module in modules:
+        try:
+            _import(module)
+        except ModuleNotFoundError as error:
+            asked = (error.name or "").partition(".")[0]
+            ours = asked in bundled or asked in sys.stdlib_module_names - ABSENT_HERE or module.startswith("calnet")
+            (problems if ours else optional).append(f"{module}: {error}" if ours else f"{module} (for {asked})")
+        except Exception as error:  # noqa: BLE001 - any failure of an import is the finding
+            problems.append(f"{module}: {type(error).__name__}: {error}")
     _need(not problems, "; ".join(problems))
+    left_out = f"; optional, not for here: {', '.join(optional)}" if optional else ""
+    return f"{len(modules) - len(optional)} imported{left_out}"
 
 
-def _import_problem(module: str, bundled: Iterable[str]) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        asked = (error.name or "").partition(".")[0]
-        return f"{module}: {error}" if asked in bundled or asked in sys.stdlib_module_names - ABSENT_HERE else None
-    except Exception as error:  # noqa: BLE001 - any failure of an import is the finding
-        return f"{module}: {type(error).__name__}: {error}"
-    return None
+def _modules(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".pyc").removesuffix("/__init__").replace("/", ".") for name in archive.namelist() if name.endswith(".pyc")]
 
 
+def _import(module: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module(module)
+
+
+LOOPBACK_S: Final = 10.0
 ABSENT_HERE: Final = frozenset({"msvcrt", "winreg", "_winapi", "nt"})
 """Standard modules of other systems."""
