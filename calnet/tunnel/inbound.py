@@ -10,6 +10,8 @@ that fails any of them is dropped alone.
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -22,6 +24,7 @@ from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, Messag
 
 BUFFER_SIZE: Final = 65536
 _MAX_SHAPES: Final = 32
+_HEAD: Final = struct.Struct("<QQ")
 _MAX_KEPT: Final = 128
 """Datagrams a batch may hold for its views to be kept."""
 
@@ -60,13 +63,12 @@ class Inbound:
     def receive(self, length: int, size: int) -> None:
         """Take the batch of datagrams in `buffer[:length]`, `size` bytes each, the last perhaps shorter."""
         count = -(-length // size)
-        if count > 1 and size % 8 == 0 and count <= _MAX_KEPT:
+        if 1 < count <= _MAX_KEPT and size >= TRANSPORT_OVERHEAD:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
                 count, length = count - 1, (count - 1) * size
-            step = size // 8
-            firsts = self._words[: (count - 1) * step + 1 : step].tolist()
-            if firsts[0] & 0xFFFFFFFF == MessageType.TRANSPORT and firsts.count(firsts[0]) == count and size >= TRANSPORT_OVERHEAD:
-                self._receive_batch(length, size, count, firsts[0])
+            firsts, counters = self._heads(size, count)
+            if firsts[0] & 0xFFFFFFFF == MessageType.TRANSPORT and firsts.count(firsts[0]) == count:
+                self._receive_batch(length, size, firsts[0] >> 32, counters)
                 return
         for start in range(0, length, size):
             self._receive_one(start, min(size, length - start))
@@ -96,16 +98,23 @@ class Inbound:
         if plain:
             self._deliver_one(session, plain)
 
-    def _receive_batch(self, length: int, size: int, count: int, first_word: int) -> None:
-        """A batch whose datagrams all begin with `first_word` (type and receiver index)."""
-        session = self._session(first_word >> 32)
+    def _heads(self, size: int, count: int) -> tuple[list[int], list[int]]:
+        """Of each datagram: type and receiver index as one number, and counter."""
+        if size % 8:
+            heads = [_HEAD.unpack_from(self.buffer, at) for at in range(0, count * size, size)]
+            return [first for first, _ in heads], [counter for _, counter in heads]
+        step = size // 8
+        end = (count - 1) * step
+        return self._words[: end + 1 : step].tolist(), self._words[1 : end + 2 : step].tolist()
+
+    def _receive_batch(self, length: int, size: int, index: int, counters: list[int]) -> None:
+        """A batch of transport messages, all for the session with this receiver index."""
+        count = len(counters)
+        session = self._session(index)
         if session is None:
             self.dropped += count
             return
-        step = size // 8
-        words = self._words[1 : (count - 1) * step + 2 : step]
-        counters = words.tolist()
-        self._nonce_words[1 : 2 * count : 2] = words
+        self._nonce_words[1 : 2 * count : 2] = memoryview(array("Q", counters))
         sealed, plains = self._places_for(size)
         if length != count * size:
             end = (count - 1) * size + TRANSPORT_HEADER_SIZE

@@ -20,16 +20,14 @@ def _run(packet: bytes, segment: int, mtu: int = 1280) -> tuple[list[tuple[bytes
 
 @pytest.mark.parametrize("ends", [V4, V6])
 @pytest.mark.parametrize(("segment", "length", "flags"), [(1208, 40000, 0x10), (1200, 12000, 0x18), (1001, 7777, 0x19), (500, 30000, 0x18)])
-def test_tcp_run_is_written_as_one_super_packet(ends: tuple[str, str], segment: int, length: int, flags: int) -> None:
+@pytest.mark.parametrize("mtu", [1280, 1420, 1039, 1233])
+def test_tcp_run_is_written_as_one_super_packet(ends: tuple[str, str], segment: int, length: int, flags: int, mtu: int) -> None:
     packet = tcp(bytes(i * 7 & 0xFF for i in range(length)), ends, flags=flags)
-    batches, receiver = _run(packet, segment)
+    batches, receiver = _run(packet, segment, mtu)
     for batch, size in batches:
         receiver.take(batch, size)
     assert receiver.packets() == cut(packet, segment)
-    aligned = all(size % 8 == 0 for _, size in batches)
-    if aligned:
-        assert len(receiver.writes) == len(batches)
-        assert receiver.writes[0][10:] != b""
+    assert len(receiver.writes) == len(batches)
     assert receiver.inbound.dropped == 0
 
 
