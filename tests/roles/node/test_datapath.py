@@ -553,3 +553,37 @@ def test_old_key_of_a_renewed_peer_still_answers() -> None:
         assert two.packets() == [udp(b"x", ends(1, 2))]
 
     play(scene)
+
+
+def test_calnet_peers_move_from_relay_to_direct_and_back_without_a_lost_packet() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.node(1), world.node(2)
+        for node in (one, two):
+            node.path.relay_connected(True)
+            node.path.local_endpoints([node.endpoint])
+        for node, peer in ((one, two), (two, one)):
+            node.knows(peer.as_peer(kind=PeerKind.CALNET, endpoints=(peer.endpoint,), discovery_key=peer.discovery.public))
+        sent, got, seen = [], [], []
+        for k in range(600):
+            if k == 300:
+                world.network.blocked = lambda source, target: True
+            packet = udp(k.to_bytes(2, "big"), ends(1, 2), ident=k)
+            sent.append(packet[20:])
+            _give(one, packet)
+            _give(two, udp(b"back", ends(2, 1), ident=k))
+            await world.passes(0.05)
+            got += [packet[20:] for packet in two.packets()]
+            seen.append(one.path.peer_status(two.id).path)
+            one.packets()
+        await world.passes(2)
+        got += [packet[20:] for packet in two.packets()]
+        assert "direct" in seen[:100]
+        assert seen[299] == "direct"
+        assert seen[-1] == "relay"
+        assert len(got) == len(set(got))
+        assert set(sent[:300]) <= set(got)
+        # What was under way, or sent before the silence was noticed, is gone with the path.
+        assert len(set(sent[330:]) - set(got)) == 0
+        assert len(one.changes) >= 2
+
+    play(scene, Weather(latency_s=0.01))
