@@ -43,6 +43,7 @@ ACTIVE: Final = "active"
 PENDING: Final = "pending"
 REFUSING: Final = ("unregistered", "expired", "disabled")
 TICK_S: Final = 5.0
+GOODBYE_S: Final = 0.5
 PROBE_S: Final = 60.0
 PREVIOUS_KEY_S: Final = 3600.0
 """After a renewal the old node key answers for so long."""
@@ -150,18 +151,21 @@ class Daemon:
         self._settle(raising=True)
 
     async def close(self) -> None:
-        """Stop everything and undo what was set up on the machine."""
+        """Stop everything; what was set up on the machine is undone first, as saying goodbye to the server may take a moment."""
         self._closing = True
         if self._watch is not None:
             self._watch()
-        for name in list(self._tasks):
-            await self._cancel(name)
+        ending = list(self._tasks.values())
+        for task in ending:
+            task.cancel()
         self.relay.stop()
         self._close_engine()
         await self.setup.clear()
         with contextlib.suppress(StateError):
             self.keeper.write_now()
         self.directory.close()
+        if ending:
+            await asyncio.wait(ending, timeout=GOODBYE_S)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         old = self._tasks.get(name)
@@ -177,12 +181,6 @@ class Daemon:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task_failed task=%s error=%r", name, error, exc_info=error)
             self.health("internal", f"an internal task ({name}) ended by a defect: restart the daemon, and see its log")
-
-    async def _cancel(self, name: str) -> None:
-        task = self._tasks.pop(name, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     # --- the one state ---
 

@@ -55,9 +55,10 @@ class Logins:
             prefs = replace(prefs, advertise_routes=request.advertise_routes)
         if request.accept_routes is not None:
             prefs = replace(prefs, accept_routes=request.accept_routes)
-        moved = (state.server_url, state.server_key) != (daemon.state.server_url, daemon.state.server_key)
-        if moved:
+        if state.server_key != daemon.state.server_key:
             daemon.leave_server()
+        elif state.server_url != daemon.state.server_url:
+            daemon.stop_control()  # the same server by another name: live tunnels go on
         daemon.directory.save(replace(state, prefs=prefs))
         daemon.settle()
 

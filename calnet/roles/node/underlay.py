@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
@@ -102,7 +103,19 @@ async def connect_marked(host: str, port: int, mark: int) -> socket.socket:
     except PermissionError as error:
         raise UnreachableError(f"can't connect to {host}: {error.strerror}; the daemon needs CAP_NET_ADMIN") from error
     except (OSError, UnicodeError) as error:
-        raise UnreachableError(f"{host} port {port}: {getattr(error, 'strerror', None) or error}") from error
+        raise UnreachableError(f"{host} port {port}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words: asyncio's say less."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
+
+
+def _tls_reason(host: str, error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of {host} does not hold: {error.verify_message}; renew it, or have this machine trust who signed it"
+    return f"TLS with {host} failed: {error.reason or error}"
 
 
 async def _race(families: Sequence[int], addresses: Sequence[Any], mark: int) -> socket.socket:
@@ -217,13 +230,13 @@ def websocket_dial(mark: int) -> Dial:
             raise UnreachableError(f"{host} port {port} is no Calnet server, or an old one: {error}") from error
         except ssl.SSLError as error:
             connection.close()
-            raise UnreachableError(f"TLS with {host} failed: {error.reason or error}") from error
+            raise UnreachableError(_tls_reason(host, error)) from error
         except TimeoutError as error:
             connection.close()
             raise UnreachableError(f"{host} port {port} does not answer") from error
         except OSError as error:
             connection.close()
-            raise UnreachableError(f"{host} port {port}: {error.strerror or error}") from error
+            raise UnreachableError(f"{host} port {port}: {_reason(error)}") from error
         return _WebSocket(opened, ConnectionClosed)
 
     return dial
@@ -250,7 +263,7 @@ async def fetch_server_key(server: Server, mark: int) -> bytes:
     try:
         status, body = await asyncio.to_thread(_get, connection, server)
     except ssl.SSLError as error:
-        raise UnreachableError(f"TLS with {server.host} failed: {error.reason or error}") from error
+        raise UnreachableError(_tls_reason(server.host, error)) from error
     except (OSError, http.client.HTTPException) as error:
         raise UnreachableError(f"{server.url()} does not answer as a Calnet server: {error}") from error
     finally:
