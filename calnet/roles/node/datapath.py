@@ -27,7 +27,7 @@ from calnet.errors import CalnetError, HostError, StateError, TimedOutError, Wir
 from calnet.host.tun import TunDevice
 from calnet.host.udp import Receive, UdpTransport
 from calnet.model import Address, Endpoint, Netmap, NodeId, Peer, Prefix, Source
-from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, SendCandidates, SendDatagram, SendRelayed
+from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
 from calnet.tunnel.effects import (
@@ -522,7 +522,7 @@ class DataPath:
             case PublishEndpoints():
                 self._host.publish_endpoints(effect.endpoints)
             case PathChanged():
-                self._host.path_changed(effect.peer, effect.why)
+                self._host.path_changed(effect.peer, f"{describe_route(effect.new)} ({effect.why})")
             case PongReceived():
                 self._pong(effect)
             case _:
@@ -600,6 +600,12 @@ class DataPath:
         self._effects += self._tunnel.on_timer(self._now, self._wall())
         self._effects += self._paths.on_timer(self._now)
         self._settle()
+
+
+def describe_route(route: Route) -> str:
+    """A route as a person reads it."""
+    ways = [f"direct {route.endpoint}"] if route.endpoint is not None else []
+    return " and ".join([*ways, "relay"] if route.relay else ways) or "none"
 
 
 def _hosts(addresses: Iterable[Address]) -> list[Prefix]:

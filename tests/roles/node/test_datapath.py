@@ -15,7 +15,7 @@ from calnet.host.memory import Weather
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint, FilterRule, NodeId, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
-from calnet.roles.node.datapath import QUEUE_PACKETS, READ_BATCH, UNREACHABLES_PER_SECOND
+from calnet.roles.node.datapath import QUEUE_PACKETS, READ_BATCH, UNREACHABLES_PER_SECOND, describe_route
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
 from tests.roles.node.datapath_world import EVERYWHERE, Node, World, ends, play
 
@@ -349,7 +349,7 @@ def test_what_paths_want_is_done_in_order() -> None:
         ]
         answer = await one.path.ping(two.id, 1.0)
         assert (answer.via, answer.endpoint, answer.rtt_s) == ("direct", here, 0.02)
-        assert one.changes == ["it answers"]
+        assert one.changes == [f"direct {here} (it answers)"]
         assert one.published == [(here,)]
         assert one.relayed == 1
         scripted.answer = [PongReceived(two.id, 5, Source(None, two.id), 0.03)]
@@ -587,3 +587,9 @@ def test_calnet_peers_move_from_relay_to_direct_and_back_without_a_lost_packet()
         assert len(one.changes) >= 2
 
     play(scene, Weather(latency_s=0.01))
+
+
+def test_route_is_described() -> None:
+    here = Endpoint("2001:db8::1", 5)
+    routes = (Route(here, False), Route(here, True), Route(None, True), Route(None, False))
+    assert [describe_route(route) for route in routes] == ["direct [2001:db8::1]:5", "direct [2001:db8::1]:5 and relay", "relay", "none"]
