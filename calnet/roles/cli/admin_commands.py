@@ -50,7 +50,7 @@ def arguments(args: Namespace) -> show.Json:
 def _ask(path: str, op: str, words: show.Json) -> object:
     try:
         return client.request(path, op, words, on_event=tell, timeout_s=TIMEOUT_S, who="the Calnet server")
-    except UnreachableError as error:
+    except client.NobodyThereError as error:
         if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK) and _hidden(path):
             raise NotPermittedError(f"{path} can be opened by root or the server's user alone: try it with sudo") from None
         raise UnreachableError(f"{error}; is it running on this machine? (calnet.pyz install server; another state directory: --state-dir)") from None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 
 
+class NobodyThereError(UnreachableError):
+    """Nobody answers on the socket at all (unlike an UnreachableError that a daemon answers with, which is about its server)."""
+
+
 def request(
     path: str,
     op: str,
@@ -27,7 +31,7 @@ def request(
 ) -> object:
     """The result of `op`; events go to `on_event` as they come.
 
-    Raises the error that the other side names, UnreachableError when nobody listens at `path` or the connection breaks, TimedOutError after
+    Raises the error that the other side names, NobodyThereError when nobody listens at `path` or the connection breaks, TimedOutError after
     `timeout_s` seconds without a line (None waits for ever). `who` names the other side in errors.
     """
     line = local.encode_request(op, args)
@@ -40,7 +44,7 @@ def request(
         except TimeoutError:
             raise TimedOutError(f"{who} at {path} gave no answer in {timeout_s:g} s") from None
         except OSError as error:
-            raise UnreachableError(f"the connection to {who} at {path} broke: {error.strerror or error}") from None
+            raise NobodyThereError(f"the connection to {who} at {path} broke: {error.strerror or error}") from None
         except WireError as error:
             raise CalnetError(f"{who} at {path} answered with {error}; is it of another version?") from None
 
@@ -50,10 +54,10 @@ def _connect(connection: socket.socket, path: str, who: str) -> None:
     try:
         connection.connect(path)
     except PermissionError:
-        raise UnreachableError(f"{who} at {path} can't be reached: this user may not open that socket; try as root") from None
+        raise NobodyThereError(f"{who} at {path} can't be reached: this user may not open that socket; try as root") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UnreachableError(f"{who} can't be reached at {path}: {reason}") from None
+        raise NobodyThereError(f"{who} can't be reached at {path}: {reason}") from None
 
 
 def _answer(connection: socket.socket, on_event: OnEvent | None, who: str) -> object:
@@ -61,7 +65,7 @@ def _answer(connection: socket.socket, on_event: OnEvent | None, who: str) -> ob
     while True:
         data = connection.recv(65536)
         if not data:
-            raise UnreachableError(f"{who} closed the connection without an answer; its log may say why")
+            raise NobodyThereError(f"{who} closed the connection without an answer; its log may say why")
         for line in lines.feed(data):
             answer = local.decode_answer(line)
             if answer[0] == "error":

@@ -22,7 +22,7 @@ def ask(args: Namespace, op: str, words: show.Json | None = None, *, on_event: c
     """The daemon's result; UnreachableError names how to start one."""
     try:
         return client.request(args.socket, op, words or {}, on_event=on_event or tell, timeout_s=timeout_s)
-    except UnreachableError as error:
+    except client.NobodyThereError as error:
         raise UnreachableError(f"{error}; is it running? Install and start it with: calnet.pyz install node (or, in the foreground: calnet.pyz node)") from None
 
 

@@ -13,19 +13,26 @@ import sys
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from calnet.errors import HostError, NotPermittedError
 from calnet.roles.setup.units import ROLES, Role, unit_text
-
-if TYPE_CHECKING:
-    from calnet.roles.cli.bundle import Bundle
 
 LIBRARY: Final = "usr/local/lib/calnet"
 COMMANDS: Final = ("usr/local/bin/calnet", "usr/local/bin/calnet.pyz")
 MANUAL: Final = "usr/local/share/man/man1"
 UNITS: Final = "etc/systemd/system"
 FILE: Final = "calnet.pyz"
+
+
+class Bundle(Protocol):
+    """What is needed of the file we run from."""
+
+    build_id: str
+
+    def activate(self) -> None: ...
+    def whole(self) -> bytes: ...
+    def pages(self) -> list[tuple[str, bytes]]: ...
 
 
 def install(args: Namespace) -> int:
