@@ -110,8 +110,8 @@ def test_no_server_exits_3_and_says_how_to_name_another(cli: Cli, tmp_path: Path
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 def test_another_user_exits_5(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o700)
-    script = "import calnet.roles.cli.admin_commands, calnet.roles.cli.show, calnet.roles.cli.admin_parser, importlib, locale, os, sys; from calnet.roles.cli.main import run; "
-    script += "os.setuid(65534); sys.exit(run(['admin', '--state-dir', sys.argv[1], 'users', 'list']))"
+    modules = "calnet.roles.cli.admin_commands, calnet.roles.cli.show, calnet.roles.cli.admin_parser, importlib, locale, os, sys"
+    script = f"import {modules}; from calnet.roles.cli.main import run; os.setuid(65534); sys.exit(run(['admin', '--state-dir', sys.argv[1], 'users', 'list']))"
     command = [sys.executable, "-c", script, str(tmp_path / "state")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 5, done.stderr
