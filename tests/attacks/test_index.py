@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ SURVIVED = [*range(1, 11), *range(12, 28), *range(40, 44)]
 Connect, exit nodes and the web UI."""
 
 
+@functools.cache
 def numbers() -> set[int]:
     found: set[int] = set()
     for file in sorted(Path(__file__).parent.parent.rglob("test_*.py")):
