@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -61,7 +62,7 @@ def run(quick: bool) -> list[Row]:
             True,
         ),
         Row("direct between port-restricted sites", f"{median['direct_s']:.2f} s", f"≤ {DIRECT_TARGET_S:.0f} s", median["direct_s"] / DIRECT_TARGET_S, True),
-        Row("pings lost in the switch, all runs", f"{lost:.0f} of {sum(each['pings'] for each in runs):.0f}", "0", None, lost == 0),
+        Row("pings lost in the switch, all runs", f"{lost:.0f} of {sum(each['pings'] for each in runs):.0f}", "0", math.inf if lost else 0.0, True),
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `ratio` is measured / target (None: no ratio); `at_most` says on which side of 1 it should be."""
+    """One figure. `ratio` is measured / target (None: told for comparison, no target); `at_most` says on which side of 1 it should be."""
 
     what: str
     measured: str
@@ -17,16 +17,16 @@ class Row:
     at_most: bool
 
     @property
-    def met(self) -> bool:
-        """Without a ratio, `at_most` itself is the verdict."""
+    def verdict(self) -> str:
+        """`met`, `missed`, or nothing where there is no target."""
         if self.ratio is None:
-            return self.at_most
-        return self.ratio <= 1.0 if self.at_most else self.ratio >= 1.0
+            return ""
+        return "met" if (self.ratio <= 1.0 if self.at_most else self.ratio >= 1.0) else "missed"
 
 
 def markdown(rows: Sequence[Row]) -> str:
     lines = ["| what | measured | target | measured / target | |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {r.what} | {r.measured} | {r.target} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {'met' if r.met else 'missed'} |" for r in rows]
+    lines += [f"| {r.what} | {r.measured} | {r.target} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {r.verdict} |" for r in rows]
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def test_first_ping_by_relay_then_until_direct_prints_the_contracts_lines(pair: 
     assert "via relay" not in answer.out.splitlines()[-1]
     by_address = alice.cli("ping", bob.address(), "-c", "2", "--json")
     assert by_address.status == 0
-    assert all(isinstance(json.loads(each), dict) for each in by_address.out.splitlines())
+    assert json.loads(by_address.out)
 
 
 def test_status_document_has_the_contracts_keys(pair: tuple[Node, Node]) -> None:
@@ -65,13 +65,13 @@ def test_status_document_has_the_contracts_keys(pair: tuple[Node, Node]) -> None
     answer = alice.cli("status", "--json")
     document = answer.json()
     assert answer.status == 0
-    assert STATUS <= set(document)
+    assert set(document) >= STATUS
     server, own, peers = document["server"], document["self"], document["peers"]
     assert isinstance(server, dict)
     assert isinstance(own, dict)
     assert isinstance(peers, list)
-    assert SERVER <= set(server)
-    assert SELF <= set(own)
+    assert set(server) >= SERVER
+    assert set(own) >= SELF
     assert all(set(peer) >= PEER for peer in peers)
     assert document["state"] == "running"
     assert own["ip"] == own["ips"][0] == alice.address()

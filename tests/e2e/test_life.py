@@ -218,6 +218,26 @@ def test_ephemeral_node_is_forgotten_when_it_leaves(net: Network, pair: tuple[No
     eventually(lambda: bob.peer("guest") is None, SOON, "bob forgets the guest")
 
 
+def test_server_with_another_key_is_refused_and_the_tunnel_goes_on(net: Network, pair: tuple[Node, Node], stream: Task) -> None:
+    alice = pair[0]
+    genuine = net.server.directory
+    assert net.server.stop() == 0
+    net.server.directory = genuine.with_name("impostor")
+    net.server.directory.mkdir(mode=0o700)
+    net.server.start()
+    try:
+        eventually(lambda: "server-key" in str(alice.status()["health"]), 2 * SOON, "alice says that the server has another key", every=0.2)
+        assert not _connected(alice)
+        assert alice.state() == "running"
+    finally:
+        assert net.server.stop() == 0
+        net.server.directory = genuine
+        net.server.start()
+    for node in pair:
+        eventually(lambda node=node: _connected(node), 3 * SOON, "the nodes come back to the genuine server")  # type: ignore[misc]
+    assert _lost(stream) == []
+
+
 def test_stopped_daemon_can_not_be_reached(net: Network) -> None:
     erin = net.node("erin")
     assert erin.stop() == 0

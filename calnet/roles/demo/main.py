@@ -38,7 +38,7 @@ _TOOLS: Final = {"ip": "iproute2", "nft": "nftables"}
 
 _PICTURE: Final = """\
     alice ── NAT {alice} ──╮
-                                 ├── the internet ── server {server}
+                                  ├── the internet ── server {server}
     bob ──── NAT {bob} ──╯"""
 
 
