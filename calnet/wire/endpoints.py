@@ -1,4 +1,4 @@
-"""Endpoints as bytes, and which of them may be probed.
+"""Endpoints as text and as bytes, and which of them may be probed.
 
 Packed endpoint, 19 bytes: family u8 (4 or 6), address 16 bytes (an IPv4 address and 12 zeros, or an IPv6 address), port u16 big-endian. The port is
 not 0; an IPv4-mapped IPv6 address is read as the IPv4 address it holds.
@@ -32,6 +32,31 @@ def address_of(packed: bytes) -> Address:
         raise WireError("an address is 4 or 16 bytes")
     address = IPv6Address(packed)
     return address.ipv4_mapped or address
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`1.2.3.4:5` or `[::1]:5`; WireError for anything else."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise WireError("an IPv6 endpoint is written [address]:port")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise WireError("an endpoint's port is 1 to 65535")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise WireError("not an IP address") from error
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            raise WireError("an endpoint has no zone")
+        address = address.ipv4_mapped or address
+    return Endpoint(str(address), int(port))
+
+
+def parse_endpoints(texts: tuple[str, ...]) -> tuple[Endpoint, ...]:
+    """Each text parsed; WireError if one is none."""
+    return tuple(parse_endpoint(text) for text in texts)
 
 
 def pack_endpoint(endpoint: Endpoint) -> bytes:

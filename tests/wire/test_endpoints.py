@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from calnet.errors import WireError
 from calnet.model import Endpoint
-from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, pack_endpoint, unpack_endpoint
+from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, pack_endpoint, parse_endpoint, unpack_endpoint
 
 OVERLAY = (ip_network("100.70.0.0/24"), ip_network("fd12:3456:789a:1::/64"))
 
@@ -100,3 +100,24 @@ def test_candidate_port_out_of_range_is_none(port: int) -> None:
 def test_private_addresses_are_those_of_a_site() -> None:
     assert all(is_private(Endpoint(host, 1)) for host in ("10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00::1"))
     assert not any(is_private(Endpoint(host, 1)) for host in ("8.8.8.8", "203.0.113.9", "172.32.0.1", "2001:db8::1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("192.0.2.1:1", Endpoint("192.0.2.1", 1)),
+        ("[2001:DB8:0::1]:65535", Endpoint("2001:db8::1", 65_535)),
+        ("[::ffff:192.0.2.1]:9", Endpoint("192.0.2.1", 9)),
+    ],
+)
+def test_endpoint_text_is_parsed_canonically(text: str, endpoint: Endpoint) -> None:
+    assert parse_endpoint(text) == endpoint
+    assert parse_endpoint(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":1", "1.2.3.4", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3.4:x", "1.2.3.4:²", "::1:5", "[fe80::1%eth0]:5", "host:5", "01.2.3.4:5"]
+)
+def test_endpoint_text_that_is_none_raises_wire_error(text: str) -> None:
+    with pytest.raises(WireError):
+        parse_endpoint(text)

@@ -23,7 +23,9 @@ from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node.state import Keys
 from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff, first_error
 from calnet.wire import control
+from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
+from calnet.wire.endpoints import parse_endpoints
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class ControlClient:
         self._last_heard = 0.0
         self._last_sent = 0.0
         self._wake = asyncio.Event()
+        self._stopped = False
         self.connected = False
 
     @property
@@ -114,6 +117,10 @@ class ControlClient:
                 await self._ended()
             attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
             await self._pause(backoff(attempt - 1 if attempt else 0, self._random(1)[0] / 256))
+
+    def stop(self) -> None:
+        """Tell nothing more: the caller is done with this server, and cancels `run`."""
+        self._stopped = True
 
     def reconnect_now(self) -> None:
         """Don't wait for the backoff: the network changed."""
@@ -281,6 +288,8 @@ class ControlClient:
         self._last_heard = asyncio.get_running_loop().time()
 
     def _handle(self, message: control.ServerMessage) -> None:
+        if self._stopped:
+            return
         match message:
             case control.Ping():
                 self._queue(control.Pong(message.number))
@@ -297,7 +306,7 @@ class ControlClient:
             case control.NetmapFull() | control.NetmapDelta() | control.NetmapUnchanged():
                 self._take_netmap(message)
             case control.Candidates():
-                self._events.candidates_arrived(NodeId(message.peer), control.parse_endpoints(message.endpoints))
+                self._events.candidates_arrived(NodeId(message.peer), parse_endpoints(message.endpoints))
             case control.Bye():
                 raise UnreachableError(f"the server ended the session: {message.text or message.code}")
             case control.Welcome():
@@ -307,12 +316,12 @@ class ControlClient:
 
     def _take_netmap(self, message: control.NetmapFull | control.NetmapDelta | control.NetmapUnchanged) -> None:
         if isinstance(message, control.NetmapFull):
-            self._netmap = control.model_netmap(message)
+            self._netmap = netmaps.model_netmap(message)
         elif self._netmap is None:
             raise UnreachableError("the server sent a change to a netmap it never sent")
         elif isinstance(message, control.NetmapDelta):
             try:
-                self._netmap = control.apply(self._netmap, message)
+                self._netmap = netmaps.apply(self._netmap, message)
             except RemoteError:
                 self._netmap = None  # the next session asks for the whole
                 raise

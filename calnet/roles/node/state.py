@@ -21,7 +21,7 @@ from calnet.files import PrivateLock, private_directory, read_private, remove_pr
 from calnet.host.netlink import Numbers
 from calnet.model import Netmap
 from calnet.roles.node.handshake_log import HandshakeLog
-from calnet.wire.control import decode_netmap, encode_netmap
+from calnet.wire.netmap import decode_netmap, encode_netmap
 
 FORMAT: Final = 1
 STATE_FILE: Final = "node.json"

@@ -36,7 +36,9 @@ from calnet.roles.server.durable import durable
 from calnet.roles.server.settings import PublicUrl
 from calnet.roles.server.standing import NodeState, RegisterRequest
 from calnet.wire import control
+from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
+from calnet.wire.endpoints import parse_endpoints
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +230,7 @@ class ControlSession:
         if self._held is None and self._claimed == current.version:
             message: control.Message = control.NetmapUnchanged(current.version)
         else:
-            message = control.wire_netmap(current) if base is None else control.difference(base, current)
+            message = netmaps.wire_netmap(current) if base is None else netmaps.difference(base, current)
         self._held = current
         self._hub.remember(self.node, current)
         await self._send(message)
@@ -308,7 +310,7 @@ class ControlSession:
                 await durable(self._registry.logout(self._registered()))
                 self._say(control.Done(message.request))
             case control.Publish():
-                self._registry.publish(self._active(), control.parse_endpoints(message.endpoints))
+                self._registry.publish(self._active(), parse_endpoints(message.endpoints))
             case control.Candidates():
                 self._pass_candidates(message)
             case control.Ping():
@@ -360,7 +362,7 @@ class ControlSession:
             self._tell(standing.state, standing.code, message.request)
 
     def _pass_candidates(self, message: control.Candidates) -> None:
-        endpoints = control.parse_endpoints(message.endpoints)
+        endpoints = parse_endpoints(message.endpoints)
         texts = tuple(str(endpoint) for endpoint in endpoints)
         if not self._hub.pass_candidates(self._active(), NodeId(message.peer), texts):
             raise NotFoundError(f"node {message.peer} is none of this node's peers")

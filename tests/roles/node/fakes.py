@@ -28,6 +28,7 @@ from calnet.roles.node.overview import health_lines
 from calnet.roles.node.state import Keys, StateDirectory
 from calnet.roles.node.underlay import MessageSocket, Server
 from calnet.wire import control, relay
+from calnet.wire import netmap as netmaps
 from calnet.wire.authkey import AuthKey, format_auth_key
 from calnet.wire.channel import Channel
 
@@ -174,7 +175,7 @@ class FakeServer:
                 if message.version == self.netmap.version:
                     await session.say(control.NetmapUnchanged(message.version))
                 else:
-                    await session.say(control.wire_netmap(self.netmap))
+                    await session.say(netmaps.wire_netmap(self.netmap))
             case control.Update() | control.Logout():
                 await session.say(control.Done(message.request))
             case control.Ping():
@@ -185,7 +186,7 @@ class FakeServer:
     async def change(self, netmap: Netmap) -> None:
         """Send the difference as a delta."""
         assert self.netmap is not None
-        delta = control.difference(self.netmap, netmap)
+        delta = netmaps.difference(self.netmap, netmap)
         self.netmap = netmap
         await self.session.say(delta)
 

@@ -28,6 +28,7 @@ from calnet.roles.node import relay_link
 from calnet.roles.node.datapath import PeerStatus
 from calnet.roles.node.state import StateDirectory
 from calnet.wire import control
+from calnet.wire import netmap as netmaps
 from tests.roles.node.fakes import URL, FakeServer, World, a_netmap, a_peer, run, until
 
 
@@ -178,7 +179,7 @@ def test_up_without_a_key_waits_for_approval(tmp_path: Path) -> None:
         world.server.standing = "active"
         assert world.server.netmap is not None
         await world.server.session.say(control.State("active"))
-        await world.server.session.say(control.wire_netmap(world.server.netmap))
+        await world.server.session.say(netmaps.wire_netmap(world.server.netmap))
         assert await going_up == {"state": "running"}
 
     run(tmp_path, script)

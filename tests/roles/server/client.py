@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from calnet.crypto.keys import PrivateKey
 from calnet.model import Netmap, NodeId
 from calnet.wire import control
+from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
 
 WAIT_S = 10.0
@@ -80,10 +81,10 @@ class ControlClient:
         message = control.decode_from_server(whole)
         self.heard.append(message)
         if isinstance(message, control.NetmapFull):
-            self.netmap = control.model_netmap(message)
+            self.netmap = netmaps.model_netmap(message)
         elif isinstance(message, control.NetmapDelta):
             assert self.netmap is not None
-            self.netmap = control.apply(self.netmap, message)
+            self.netmap = netmaps.apply(self.netmap, message)
         return message
 
     async def expect(self, kind: type[M]) -> M:
