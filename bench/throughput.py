@@ -92,7 +92,7 @@ def run(quick: bool = False, rounds: int | None = None, seconds: float | None = 
 
 def _rows(results: dict[str, list[Measured]]) -> list[Row]:
     def median(name: str, field: str) -> float:
-        return statistics.median(getattr(one, field) for one in results[name])
+        return float(statistics.median(getattr(one, field) for one in results[name]))
 
     ours, theirs = CONTENDERS
     rate = median(ours, "mbit_s") / median(theirs, "mbit_s")
