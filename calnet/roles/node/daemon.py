@@ -26,6 +26,7 @@ from calnet.roles.node.control_client import ControlClient, FetchKey
 from calnet.roles.node.datapath import PeerStatus
 from calnet.roles.node.engine import Engine, OpenEngine
 from calnet.roles.node.escape import shown
+from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.netmap_keeper import NetmapKeeper
 from calnet.roles.node.notices import Notices
@@ -44,7 +45,6 @@ PENDING: Final = "pending"
 REFUSING: Final = ("unregistered", "expired", "disabled")
 TICK_S: Final = 5.0
 GOODBYE_S: Final = 0.5
-PROBE_S: Final = 60.0
 PREVIOUS_KEY_S: Final = 3600.0
 """After a renewal the old node key answers for so long."""
 STUN_AGAIN_S: Final = 900.0
@@ -102,7 +102,6 @@ class Daemon:
         self.standing, self.approve_code = UNKNOWN, ""
         self.clock_offset = 0.0
         self.endpoints: tuple[Endpoint, ...] = ()
-        self.host_ready = False
         self.server_error: CalnetError | None = None
         self.server_key_error: AuthenticationError | None = None
         self._server_down_since: float | None = None
@@ -117,8 +116,7 @@ class Daemon:
         self._stun: tuple[str, ...] = ()
         self.trust_findings: tuple[Finding, ...] = ()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._host_work = asyncio.Event()
-        self._look_first = True
+        self.host = HostKeeper(setup, wanted=self._wanted_on_host, moved=self._paths_changed, settled=self._host_settled, clock=clocks.elapsed)
         self._watch: Callable[[], None] | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -143,9 +141,9 @@ class Daemon:
         if damaged is not None:
             log.warning("netmap_damaged set_aside=%s", damaged)
             self.notices.event("netmap", Finding("netmap", f"the stored netmap was damaged and is set aside as {damaged}; the server sends another"))
-        watch = self.setup.network.watch(self._network_changed)
+        watch = self.setup.network.watch(self.host.network_changed)
         self._watch = watch.close
-        self._spawn("host", self._keep_host())
+        self._spawn("host", self.host.run())
         self._spawn("netmap", self.keeper.run())
         self._spawn("tick", self._tick())
         self._settle(raising=True)
@@ -194,7 +192,7 @@ class Daemon:
             return "needs-approval"
         if not known or self.standing in REFUSING or self._own_key_expired():
             return "needs-login"
-        return "running" if self.engine is not None and self.host_ready else "starting"
+        return "running" if self.engine is not None and self.host.ready else "starting"
 
     def _own_key_expired(self) -> bool:
         expires = None if self.netmap is None else self.netmap.self.key_expires
@@ -222,7 +220,7 @@ class Daemon:
             self.health("host", str(error))
         self._settle_relay()
         self._settle_stun()
-        self._host_work.set()
+        self.host.again()
         self._tell()
 
     def _settle_control(self) -> None:
@@ -251,6 +249,8 @@ class Daemon:
         task = self._tasks.pop("control", None)
         if task is not None:
             task.cancel()
+        if self.client is not None:
+            self.client.stop()
         self.client, self._server_down_since = None, None
 
     def _settle_engine(self) -> None:
@@ -289,7 +289,8 @@ class Daemon:
         if self.engine is not None:
             self.engine.close()
             self.engine = self.trusted = None
-            self.host_ready, self.endpoints, self._senders, self._stun = False, (), {}, ()
+            self.endpoints, self._senders, self._stun = (), {}, ()
+            self.host.down()
             self.notices.clear()
             log.info("down tun=%s", self.setup.tun)
 
@@ -343,35 +344,14 @@ class Daemon:
 
     # --- tasks ---
 
-    async def _keep_host(self) -> None:
-        """Set up on the machine what should stand there, after each change."""
-        while True:
-            await self._host_work.wait()
-            self._host_work.clear()
-            try:
-                await self._set_host()
-                self.health("network", None)
-            except (HostError, StateError) as error:
-                self.host_ready = False
-                self.health("network", str(error))
-            self._tell()
+    def _wanted_on_host(self) -> Wanted | None:
+        if self.trusted is None or self.engine is None:
+            return None
+        return Wanted(self.trusted, self.state.prefs.accept_routes, self.engine.gso_max_size)
 
-    async def _set_host(self) -> None:
-        if self._look_first:
-            self._look_first = False
-            if await self.setup.look():
-                self._paths_changed()
-        netmap, engine = self.trusted, self.engine
-        if netmap is None or engine is None:
-            await self.setup.clear()
-            return
-        await self.setup.apply(netmap, accept_routes=self.state.prefs.accept_routes, gso_max_size=engine.gso_max_size)
-        self.host_ready = self.engine is engine
-        await self.setup.probe(netmap.self.advertised_routes)
-
-    def _network_changed(self) -> None:
-        self._look_first = True
-        self._host_work.set()
+    def _host_settled(self, text: str | None) -> None:
+        self.health("network", text)
+        self._tell()
 
     def _paths_changed(self) -> None:
         log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
@@ -398,7 +378,6 @@ class Daemon:
     async def _tick(self) -> None:
         """What time alone brings: our key's expiry, the old key's end, a sleep of the machine."""
         slept_before = self.clocks.elapsed() - self.clocks.awake()
-        last_probe = self.clocks.elapsed()
         while True:
             await asyncio.sleep(TICK_S)
             slept = self.clocks.elapsed() - self.clocks.awake()
@@ -410,9 +389,7 @@ class Daemon:
                 log.warning("key_expired")
                 self._settle()
             self._end_previous_key()
-            if self.clocks.elapsed() - last_probe > PROBE_S:
-                last_probe = self.clocks.elapsed()
-                self._host_work.set()
+            self.host.again()
 
     def _end_previous_key(self) -> None:
         state = self.state

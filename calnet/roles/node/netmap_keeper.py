@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -23,6 +24,7 @@ class NetmapKeeper:
         self._netmap: Netmap | None = None
         self._working: dict[NodeId, Endpoint] = {}
         self._work = asyncio.Event()
+        self._writing = threading.Lock()
 
     def keep(self, netmap: Netmap) -> None:
         """`netmap` is the one to keep from now on."""
@@ -40,7 +42,8 @@ class NetmapKeeper:
         self._netmap = None
         self._working.clear()
         self._work.clear()
-        self._directory.save_netmap(None)
+        with self._writing:
+            self._directory.save_netmap(None)
 
     async def run(self) -> None:
         """Write whenever there is something to write, until cancelled."""
@@ -50,19 +53,22 @@ class NetmapKeeper:
             netmap = self._present()
             if netmap is not None:
                 try:
-                    await asyncio.to_thread(self._directory.save_netmap, netmap)
+                    await asyncio.to_thread(self._write, netmap)
                     self._report(None)
                 except StateError as error:
                     self._report(str(error))
-                if self._netmap is None:
-                    self._directory.save_netmap(None)  # forgotten while it was written
             await asyncio.sleep(PAUSE_S)
 
     def write_now(self) -> None:
         """What is not written yet. StateError where it can't be."""
         netmap = self._present()
         if self._work.is_set() and netmap is not None:
-            self._directory.save_netmap(netmap)
+            self._write(netmap)
+
+    def _write(self, netmap: Netmap) -> None:
+        with self._writing:
+            if self._netmap is not None:  # else forgotten meanwhile: it must not come back
+                self._directory.save_netmap(netmap)
 
     def _present(self) -> Netmap | None:
         if self._netmap is None or not self._working:
