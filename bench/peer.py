@@ -24,11 +24,10 @@ from typing import Any
 from calnet.crypto.keys import PrivateKey
 from calnet.host.tun import open_tun
 from calnet.host.udp import open_udp
-from calnet.model import Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
+from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
-from calnet.wire.ip import Buffer
 
 REKEY_JUMP_S = 121.0
 

@@ -20,6 +20,9 @@ DiscoveryKey = NewType("DiscoveryKey", bytes)
 ControlKey = NewType("ControlKey", bytes)
 """Public X25519 key by which a machine and the server know each other."""
 
+Buffer = bytes | bytearray | memoryview
+"""Bytes to read, wherever they lie."""
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-HASH_SIZE = 32
 MAC_SIZE = 16
 
 

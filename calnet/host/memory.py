@@ -16,8 +16,8 @@ from typing import Final
 from calnet.errors import HostError
 from calnet.host.tun import Offloads, check_interface_name
 from calnet.host.udp import MAX_BATCH, MAX_SEGMENTS, Receive, Received
-from calnet.model import Endpoint
-from calnet.wire.ip import NO_VIRTIO, Buffer
+from calnet.model import Buffer, Endpoint
+from calnet.wire.ip import NO_VIRTIO
 
 QUEUE_LIMIT: Final = 4096
 """Datagrams a port holds before it drops new ones, as a full socket buffer does."""

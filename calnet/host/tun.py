@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from calnet.errors import HostError
-from calnet.wire.ip import Buffer
+from calnet.model import Buffer
 
 CLONE_DEVICE: Final = "/dev/net/tun"
 NAME_SIZE: Final = 15

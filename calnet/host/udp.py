@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from calnet.errors import HostError
-from calnet.model import Endpoint
-from calnet.wire.ip import Buffer
+from calnet.model import Buffer, Endpoint
 
 MAX_SEGMENTS: Final = 64
 """Datagrams a batch may hold: UDP_MAX_SEGMENTS of kernels before 6.9."""

@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from calnet.model import FilterRule, Prefix
-from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Buffer, Parsed, flow_key, parse, reply_key
-
-__all__ = ["MAX_FLOWS", "PacketFilter", "flow_key"]
+from calnet.model import Buffer, FilterRule, Prefix
+from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Parsed, flow_key, parse, reply_key
 
 TCP_IDLE_S: Final = 86_400.0
 UDP_IDLE_S: Final = 300.0
@@ -106,15 +104,16 @@ class PacketFilter:
         self._theirs = Recent(max_flows)
         self._refused = Recent(MAX_REFUSALS)
         self._fragments = Recent(MAX_FRAGMENTS)
-        self._verdicts: dict[bytes, bool] = {}
-        self._max_verdicts = max_flows
+        self._accepted_flows: set[bytes] = set()
+        """Flows that the present rules let in."""
+        self._max_flows = max_flows
         self._rules: tuple[CompiledRule, ...] = ()
         self.set_rules(rules)
 
     def set_rules(self, rules: Iterable[FilterRule]) -> None:
         """Decide by these rules from now on, flows under way included; what we began goes on."""
         self._rules = tuple(CompiledRule(rule) for rule in rules)
-        self._verdicts.clear()
+        self._accepted_flows.clear()
         self._refused.clear()
         self._fragments.clear()
 
@@ -126,7 +125,7 @@ class PacketFilter:
         if self._ours.holds(key, now):
             self._ours.touch(key, now, _lifetime(key[-1]))
             return True
-        if self._verdicts.get(key, False):
+        if key in self._accepted_flows:
             self._theirs.touch(key, now, _lifetime(key[-1]))
             return True
         if self._refused.holds(key, now):
@@ -162,9 +161,9 @@ class PacketFilter:
         if not accepted:
             self._refused.touch(flow, now, OTHER_IDLE_S)
             return
-        if len(self._verdicts) >= self._max_verdicts:
-            self._verdicts.clear()
-        self._verdicts[flow] = True
+        if len(self._accepted_flows) >= self._max_flows:
+            self._accepted_flows.clear()
+        self._accepted_flows.add(flow)
         self._theirs.touch(flow, now, _lifetime(flow[-1]))
 
     def _related(self, quoted: bytes, now: float) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-Buffer = bytes | bytearray | memoryview
+from calnet.model import Buffer
+from calnet.wire.ip import Protocol
 
-ICMP: Final = 1
-TCP: Final = 6
-UDP: Final = 17
-ICMPV6: Final = 58
+ICMP: Final = int(Protocol.ICMP)
+TCP: Final = int(Protocol.TCP)
+UDP: Final = int(Protocol.UDP)
+ICMPV6: Final = int(Protocol.ICMPV6)
 WITH_PORTS: Final = frozenset((TCP, UDP, 33, 132, 136))
 """TCP, UDP, DCCP, SCTP, UDP-Lite: source and destination port are the first four bytes."""
 

@@ -20,6 +20,7 @@ from calnet.wire.ip import (
     TCP_ACK,
     TCP_CHECKSUM_OFFSET,
     TCP_CWR,
+    TCP_ECE,
     TCP_FIN,
     TCP_HEADER_SIZE,
     TCP_PSH,
@@ -35,7 +36,7 @@ from calnet.wire.ip import (
 
 MAX_LENGTH: Final = 65535
 MAX_UDP_SEGMENTS: Final = 64
-_JOINABLE_FLAGS: Final = TCP_ACK | TCP_PSH | TCP_FIN | TCP_CWR | 0x40
+_JOINABLE_FLAGS: Final = TCP_ACK | TCP_PSH | TCP_FIN | TCP_CWR | TCP_ECE
 _LAST_FLAGS: Final = TCP_PSH | TCP_FIN
 _SEQUENCE_END: Final = 1 << 32
 

@@ -6,7 +6,6 @@ from typing import Final
 
 # --- Protocol: both sides rely on these. ---
 
-CONSTRUCTION: Final = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 IDENTIFIER: Final = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 """The Noise prologue."""
 LABEL_MAC1: Final = b"mac1----"

@@ -17,9 +17,10 @@ from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
 from calnet.errors import WireError
+from calnet.model import Buffer
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
-from calnet.wire.ip import NO_VIRTIO, Buffer, Protocol, packet_length
+from calnet.wire.ip import NO_VIRTIO, Protocol, packet_length
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType, parse_transport_header
 
 BUFFER_SIZE: Final = 65536

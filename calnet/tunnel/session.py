@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from calnet.crypto.aead import TAG_SIZE, BadTag, new_cipher, nonce_of
 from calnet.errors import AuthenticationError, ProtocolError, StateMisuseError
+from calnet.model import Buffer
 from calnet.tunnel.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
 from calnet.tunnel.replay import ReplayWindow
 from calnet.tunnel.timers import NEVER
-from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, Buffer, parse_transport_header, transport_header
+from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, parse_transport_header, transport_header
 
 if TYPE_CHECKING:
     from calnet.tunnel.peer import TunnelPeer

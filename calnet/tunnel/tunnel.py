@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, ValuesView
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import AuthenticationError, WireError
-from calnet.model import NodeId, PeerKind, Source
+from calnet.model import Buffer, NodeId, PeerKind, Source
 from calnet.tunnel import handshake
 from calnet.tunnel.constants import (
     HANDSHAKE_INITIATION_RATE,
@@ -50,7 +50,7 @@ from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.session import Session
 from calnet.tunnel.timers import NEVER
 from calnet.tunnel.timestamps import TimestampLog, clock_ahead
-from calnet.wire.tunnel import Buffer, CookieReply, Initiation, Response, parse_handshake
+from calnet.wire.tunnel import CookieReply, Initiation, Response, parse_handshake
 
 
 class Tunnel:

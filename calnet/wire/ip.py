@@ -11,8 +11,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from calnet.errors import WireError
-
-Buffer = bytes | bytearray | memoryview
+from calnet.model import Buffer
 
 
 class Protocol(IntEnum):
@@ -47,11 +46,9 @@ TCP_CHECKSUM_OFFSET: Final = 16
 UDP_CHECKSUM_OFFSET: Final = 6
 
 TCP_FIN: Final = 0x01
-TCP_SYN: Final = 0x02
-TCP_RST: Final = 0x04
 TCP_PSH: Final = 0x08
 TCP_ACK: Final = 0x10
-TCP_URG: Final = 0x20
+TCP_ECE: Final = 0x40
 TCP_CWR: Final = 0x80
 
 ICMP_QUOTE: Final = 128

@@ -31,10 +31,8 @@ from typing import Final
 
 from calnet.crypto.keys import KEY_SIZE, PrivateKey
 from calnet.errors import ProtocolError, StateMisuseError, WireError
-from calnet.model import NodeKey
+from calnet.model import Buffer, NodeKey
 from calnet.wire.channel import Channel
-
-Buffer = bytes | bytearray | memoryview
 
 RELAY_PROLOGUE: Final = b"calnet relay v1"
 KEEPALIVE_S: Final = 25.0
@@ -64,6 +62,9 @@ class FrameKind(enum.IntEnum):
     PONG = 4
     CLOSE = 5
     GONE = 6
+
+
+_DATA: Final = bytes((FrameKind.DATA,))
 
 
 class Reason(enum.IntEnum):
@@ -257,7 +258,7 @@ class RelayEncoder:
             self._frames.append(bytes((FrameKind.BIND,)) + b"".join(self._binds))
             self._binds = []
         if self._parts:
-            self._frames.append(b"".join((b"\x01", *self._parts)))
+            self._frames.append(b"".join((_DATA, *self._parts)))
             self._parts = []
             self._size = 1
 

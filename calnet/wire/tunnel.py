@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from calnet.errors import WireError
-
-Buffer = bytes | bytearray | memoryview
+from calnet.model import Buffer
+from calnet.wire import stun
 
 
 class MessageType(enum.IntEnum):
@@ -56,8 +56,6 @@ _RESPONSE = struct.Struct("<III48s16s16s")
 _COOKIE_REPLY = struct.Struct("<II24s32s")
 _TRANSPORT_HEADER = struct.Struct("<IIQ")
 
-_STUN_COOKIE: Final = b"\x21\x12\xa4\x42"
-_STUN_HEADER_SIZE: Final = 20
 DISCOVERY_MAGIC: Final = b"\xca\x17"
 """A discovery message's first bytes. As a tunnel type 0xca is unused, and STUN's first two bits are zero."""
 
@@ -110,7 +108,7 @@ def classify(datagram: Buffer) -> DatagramKind:
         return DatagramKind.TUNNEL_HANDSHAKE
     if datagram[:2] == DISCOVERY_MAGIC:
         return DatagramKind.DISCOVERY
-    if size >= _STUN_HEADER_SIZE and first < 0x40 and datagram[4:8] == _STUN_COOKIE:
+    if size >= stun.HEADER_SIZE and first < 0x40 and datagram[4:8] == stun.MAGIC_COOKIE:
         return DatagramKind.STUN
     return DatagramKind.UNKNOWN
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 
-from calnet.model import NodeId
+from calnet.model import Buffer, NodeId
 from calnet.tunnel.inbound import Inbound
 from calnet.tunnel.outbound import START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.segment import finish_checksum, parse_super
 from calnet.tunnel.session import Session
-from calnet.wire.ip import Buffer, parse_virtio
+from calnet.wire.ip import parse_virtio
 from tests.ip_packets import cut
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes, encode_key
 from calnet.errors import AuthenticationError, CalnetError, HostError, StateError, UnreachableError
-from calnet.model import Endpoint, Netmap, NodeId
+from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.roles.node import routes
 from calnet.roles.node.control_client import ControlClient, FetchKey
 from calnet.roles.node.datapath import PeerStatus
@@ -35,7 +35,6 @@ from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
 from calnet.roles.node.underlay import Dial, parse_server, resolve
 from calnet.wire import control
-from calnet.wire.relay import Buffer
 
 log = logging.getLogger(__name__)
 

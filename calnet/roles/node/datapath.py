@@ -26,7 +26,7 @@ from typing import Final, Protocol, assert_never
 from calnet.errors import CalnetError, HostError, StateError, TimedOutError, WireError
 from calnet.host.tun import TunDevice
 from calnet.host.udp import Receive, UdpTransport
-from calnet.model import Address, Endpoint, Netmap, NodeId, Peer, Prefix, Source
+from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
 from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
@@ -53,7 +53,6 @@ from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
     NEEDS_CSUM,
     VIRTIO_HEADER,
-    Buffer,
     Virtio,
     destination_of,
     is_usable_source,

@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from calnet.model import Endpoint, Netmap, NodeId
+from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.roles.node.datapath import DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.state import Keys
-
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from calnet.errors import CalnetError
 from calnet.host.netlink import MARK
 from calnet.host.tun import TunDevice, open_tun
 from calnet.host.udp import UdpTransport, open_udp
-from calnet.model import Endpoint, Netmap, NodeId
+from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.paths.paths import Paths
 from calnet.roles.node.daemon import Clocks
 from calnet.roles.node.datapath import DataPath, PeerStatus, PingAnswer
@@ -19,7 +19,6 @@ from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine
 from calnet.roles.node.state import Keys, StateDirectory
 from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
 from calnet.tunnel.tunnel import Tunnel
-from calnet.wire.relay import Buffer
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD
 
 _LARGEST_HEADERS: Final = 60
@@ -41,12 +40,10 @@ class RealEngine:
         self.gso_max_size = super_packet_size(mtu) if tun.offloads.vnet_header else None
 
     def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
-        self._paths.set_overlay(netmap.prefixes)
         self._path.apply(netmap, accept_routes=accept_routes)
 
     def set_identity(self, keys: Keys) -> None:
         self._tunnel.set_identity(keys.node, keys.previous)
-        self._paths.set_identity(keys.node.public, keys.discovery)
         self._paths.set_identity(keys.node.public, keys.discovery)
 
     def relayed(self, peer: NodeId, datagram: Buffer) -> None:

@@ -17,9 +17,9 @@ from typing import Final, Protocol, assert_never
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import CalnetError, ProtocolError, UnreachableError
+from calnet.model import Buffer
 from calnet.roles.node.underlay import Dial, MessageSocket, backoff, first_error
 from calnet.wire import relay
-from calnet.wire.relay import Buffer
 
 log = logging.getLogger(__name__)
 

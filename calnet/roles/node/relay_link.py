@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
+from calnet.model import Buffer
 from calnet.roles.node.escape import shown
 from calnet.roles.node.relay_client import RelayClient
 from calnet.roles.node.underlay import Dial
-from calnet.wire.relay import Buffer
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,10 @@ from calnet.crypto.keys import PrivateKey
 from calnet.errors import StateError
 from calnet.host.memory import MemoryNetwork, MemoryTun, MemoryUdp, Weather
 from calnet.host.tun import Offloads
-from calnet.model import Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
+from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
-from calnet.wire.ip import Buffer
 from tests.ip_packets import cut
 
 EVERYWHERE: tuple[Prefix, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
