@@ -152,21 +152,23 @@ def test_selftest_with_no_new_privileges_and_no_capabilities_passes(built: Path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def in_mounts(mounts: str, built: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def in_mounts(mounts: str, built: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """The file, run in a mount namespace of its own after these commands."""
     script = f'set -e\nmount --make-rprivate /\n{mounts}\nexec "$@"'
-    return run("unshare", "--mount", "sh", "-c", script, "sh", PYTHON, "-IS", built, *words)
+    return run("unshare", "--mount", "sh", "-c", script, "sh", PYTHON, "-IS", built, *words, env=env)
 
 
 @pytest.mark.e2e
-def test_selftest_on_a_read_only_root_with_nothing_executable_to_write_passes(built: Path) -> None:
-    done = in_mounts("mount -t tmpfs -o noexec,nosuid,nodev none /tmp\nmount -o remount,bind,ro /", built, "selftest")
+def test_selftest_on_a_read_only_root_with_nothing_executable_to_write_passes(built: Path, tmp_path: Path) -> None:
+    mounts = f"mount -t tmpfs -o noexec,nosuid,nodev none {tmp_path}\nmount -o remount,bind,ro /"
+    done = in_mounts(mounts, built, "selftest", env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.e2e
-def test_file_on_a_noexec_mount_runs(built: Path) -> None:
-    done = in_mounts(f"mount -t tmpfs -o noexec none /mnt\ncp {built} /mnt/calnet.pyz\nmount -o remount,ro,noexec /mnt", Path("/mnt/calnet.pyz"), "selftest")
+def test_file_on_a_noexec_mount_runs(built: Path, tmp_path: Path) -> None:
+    mounts = f"mount -t tmpfs -o noexec none {tmp_path}\ncp {built} {tmp_path}/calnet.pyz\nmount -o remount,ro,noexec {tmp_path}"
+    done = in_mounts(mounts, tmp_path / "calnet.pyz", "selftest")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
