@@ -41,7 +41,7 @@ def parse_endpoint(text: str) -> Endpoint:
         host = host[1:-1]
     elif ":" in host:
         raise WireError("an IPv6 endpoint is written [address]:port")
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65_536:
         raise WireError("an endpoint's port is 1 to 65535")
     try:
         address = ipaddress.ip_address(host)

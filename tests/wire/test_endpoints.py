@@ -116,7 +116,21 @@ def test_endpoint_text_is_parsed_canonically(text: str, endpoint: Endpoint) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":1", "1.2.3.4", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3.4:x", "1.2.3.4:²", "::1:5", "[fe80::1%eth0]:5", "host:5", "01.2.3.4:5"]
+    "text",
+    [
+        "",
+        ":1",
+        "1.2.3.4",
+        "1.2.3.4:0",
+        "1.2.3.4:65536",
+        "1.2.3.4:x",
+        "1.2.3.4:²",
+        "1.2.3.4:" + "1" * 5_000,
+        "::1:5",
+        "[fe80::1%eth0]:5",
+        "host:5",
+        "01.2.3.4:5",
+    ],
 )
 def test_endpoint_text_that_is_none_raises_wire_error(text: str) -> None:
     with pytest.raises(WireError):
