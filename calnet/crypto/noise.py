@@ -195,16 +195,3 @@ class Handshake:
         if self._psk is not None:
             state.mix_key_and_hash(self._psk)
         return state.decrypt_and_hash(message[KEY_SIZE:])
-
-
-def read_initiator_static(static: PrivateKey, message: bytes, *, prologue: bytes, psk_pattern: bool) -> bytes:
-    """Who sends this first message: the initiator's static key, authenticated by `es` alone. One Diffie-Hellman, for choosing a peer before the second."""
-    ephemeral = message[:KEY_SIZE]
-    state = SymmetricState.initialize(IK_PSK2 if psk_pattern else IK)
-    state.mix_hash(prologue)
-    state.mix_hash(static.public)
-    state.mix_hash(ephemeral)
-    if psk_pattern:
-        state.mix_key(ephemeral)
-    state.mix_key(static.exchange(ephemeral))
-    return state.decrypt_and_hash(message[KEY_SIZE : 2 * KEY_SIZE + TAG_SIZE])

@@ -10,7 +10,7 @@ import pytest
 from calnet.crypto.aead import nonce_of, open_sealed, seal
 from calnet.crypto.hash import hkdf
 from calnet.crypto.keys import PrivateKey
-from calnet.crypto.noise import Handshake, SymmetricState, read_initiator_static
+from calnet.crypto.noise import Handshake, SymmetricState
 from calnet.errors import AuthenticationError, StateMisuseError
 from tests import shared_vectors
 
@@ -186,14 +186,6 @@ def test_set_psk_after_the_second_message_raises_misuse() -> None:
     responder.write_message(b"")
     with pytest.raises(StateMisuseError):
         responder.set_psk(b"q" * 32)
-
-
-@pytest.mark.parametrize("psk", [None, b"p" * 32])
-def test_read_initiator_static_names_the_sender(psk: bytes | None) -> None:
-    message = _pair(psk)[0].write_message(b"")
-    assert read_initiator_static(RESPONDER, message, prologue=b"", psk_pattern=psk is not None) == INITIATOR.public
-    with pytest.raises(AuthenticationError):
-        read_initiator_static(RESPONDER, message[:79], prologue=b"", psk_pattern=psk is not None)
 
 
 def test_symmetric_state_without_a_key_passes_plaintext() -> None:
