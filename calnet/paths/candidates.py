@@ -11,8 +11,6 @@ from calnet.paths import constants as c
 from calnet.paths.choice import order_key
 from calnet.wire.endpoints import is_candidate
 
-_NEVER = float("-inf")
-
 
 @dataclass(slots=True)
 class Candidate:
@@ -21,10 +19,10 @@ class Candidate:
     endpoint: Endpoint
     told: bool
     named_at: float
-    probed_at: float = _NEVER
-    answered_at: float = _NEVER
+    probed_at: float = c.LONG_AGO
+    answered_at: float = c.LONG_AGO
     rtt_s: float | None = None
-    held_until: float = _NEVER
+    held_until: float = c.LONG_AGO
     held_times: int = 0
 
     def proven(self, now: float) -> bool:

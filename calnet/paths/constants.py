@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+LONG_AGO: Final = float("-inf")
+"""Of what never happened."""
+
 # --- protocol: both sides should agree about these ---
 
 PROBE_OFFSETS: Final = (0.0, 0.2, 0.5, 1.0, 2.0)

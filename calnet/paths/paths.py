@@ -37,8 +37,6 @@ from calnet.paths.sealing import Identity, Opened, Sealer
 from calnet.paths.stun_client import StunClient
 from calnet.wire.discovery import Candidates, Ping, Pong
 
-_NEVER = float("-inf")
-
 
 class Paths:
     """See the module. One object for the life of the daemon."""
@@ -59,7 +57,7 @@ class Paths:
         self._local: tuple[Endpoint, ...] = ()
         self._own: tuple[Endpoint, ...] = ()
         self._relay = False
-        self._data_at = _NEVER
+        self._data_at = c.LONG_AGO
 
     # --- configuration ---
 

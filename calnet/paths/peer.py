@@ -31,8 +31,6 @@ from calnet.paths.candidates import Candidate, CandidateTable
 from calnet.paths.choice import doubt_after, hold_time, is_better, probe_offset, smooth
 from calnet.paths.effects import PathChanged, Route
 
-_NEVER = float("-inf")
-
 
 class PathState(enum.Enum):
     RELAYED = "relayed"
@@ -70,9 +68,9 @@ class PeerPath:
         self._overlay = overlay
         self.awake = False
         """Data flowed in the last 45 s, as of the last event."""
-        self._data_at = _NEVER
-        self._sent_at = _NEVER
-        self._heard_at = _NEVER
+        self._data_at = c.LONG_AGO
+        self._sent_at = c.LONG_AGO
+        self._heard_at = c.LONG_AGO
         """Last answer or data from `best`."""
         self._waiting_since: float | None = None
         """First data sent to `best` since it was heard."""
@@ -80,8 +78,8 @@ class PeerPath:
         """First data sent directly since any data came from the peer."""
         self._attempt_at: float | None = None
         self._step = 0
-        self._next_attempt = _NEVER
-        self._exchanged_at = _NEVER
+        self._next_attempt = c.LONG_AGO
+        self._exchanged_at = c.LONG_AGO
 
     # --- what others ask ---
 

@@ -20,8 +20,8 @@ from calnet.paths import constants as c
 from calnet.wire.stun import TRANSACTION_SIZE, build_request, parse_response
 
 
-class Mapping4787(enum.Enum):
-    """Mapping behaviour (RFC 4787 section 4.1), with contracts' words."""
+class MappingBehaviour(enum.Enum):
+    """Mapping behaviour (RFC 4787 section 4.1); the values are what `netcheck` prints."""
 
     ENDPOINT_INDEPENDENT = "endpoint-independent"
     ADDRESS_DEPENDENT = "address-dependent"
@@ -29,20 +29,20 @@ class Mapping4787(enum.Enum):
     UNKNOWN = "unknown"
 
 
-def mapping_behaviour(results: Mapping[Endpoint, Endpoint]) -> Mapping4787:
+def mapping_behaviour(results: Mapping[Endpoint, Endpoint]) -> MappingBehaviour:
     """How the NAT maps, from {server: our endpoint as it saw us} of one address family. Unknown with fewer than two servers.
 
     Where only servers of different addresses were asked and they differ, the stricter word is used: no peer can tell the two apart from outside.
     """
     pairs = list(itertools.combinations(results.items(), 2))
     if not pairs:
-        return Mapping4787.UNKNOWN
+        return MappingBehaviour.UNKNOWN
     if len(set(results.values())) == 1:
-        return Mapping4787.ENDPOINT_INDEPENDENT
+        return MappingBehaviour.ENDPOINT_INDEPENDENT
     by_port = [seen == other_seen for (server, seen), (other, other_seen) in pairs if server.host == other.host]
     if by_port and all(by_port):
-        return Mapping4787.ADDRESS_DEPENDENT
-    return Mapping4787.ADDRESS_AND_PORT_DEPENDENT
+        return MappingBehaviour.ADDRESS_DEPENDENT
+    return MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class StunClient:
         self._queries: dict[bytes, _Query] = {}
         self._results: dict[Endpoint, Endpoint] = {}
         self._next_round: float | None = None
-        self.last_round_at = float("-inf")
+        self.last_round_at = c.LONG_AGO
 
     def set_servers(self, servers: Iterable[Endpoint]) -> bool:
         """At most 4; results of others are forgotten. Whether anything changed: then `start` a round."""
@@ -138,7 +138,7 @@ class StunClient:
         """Our endpoints as servers see them, each once."""
         return tuple(dict.fromkeys(self._results[server] for server in self._servers if server in self._results))
 
-    def mapping(self) -> Mapping4787:
+    def mapping(self) -> MappingBehaviour:
         """The NAT's behaviour, by the address family with more answers."""
         families: list[dict[Endpoint, Endpoint]] = [{}, {}]
         for server, seen in self._results.items():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from calnet.model import Endpoint
 from calnet.paths import constants as c
-from calnet.paths.stun_client import Mapping4787, StunClient, mapping_behaviour
+from calnet.paths.stun_client import MappingBehaviour, StunClient, mapping_behaviour
 from calnet.wire import stun
 
 A1, A2, B1, B2 = Endpoint("192.0.2.1", 1), Endpoint("192.0.2.1", 2), Endpoint("192.0.2.2", 1), Endpoint("192.0.2.2", 2)
@@ -21,17 +21,17 @@ SEEN6 = Endpoint("2001:db8::9", 7)
 @pytest.mark.parametrize(
     ("results", "behaviour"),
     [
-        ({}, Mapping4787.UNKNOWN),
-        ({A1: SEEN}, Mapping4787.UNKNOWN),
-        ({A1: SEEN, B1: SEEN}, Mapping4787.ENDPOINT_INDEPENDENT),
-        ({A1: SEEN, A2: SEEN, B1: SEEN}, Mapping4787.ENDPOINT_INDEPENDENT),
-        ({A1: SEEN, B1: ELSE}, Mapping4787.ADDRESS_AND_PORT_DEPENDENT),
-        ({A1: SEEN, A2: ELSE}, Mapping4787.ADDRESS_AND_PORT_DEPENDENT),
-        ({A1: SEEN, A2: SEEN, B1: ELSE}, Mapping4787.ADDRESS_DEPENDENT),
-        ({A1: SEEN, A2: SEEN, B1: ELSE, B2: SEEN}, Mapping4787.ADDRESS_AND_PORT_DEPENDENT),
+        ({}, MappingBehaviour.UNKNOWN),
+        ({A1: SEEN}, MappingBehaviour.UNKNOWN),
+        ({A1: SEEN, B1: SEEN}, MappingBehaviour.ENDPOINT_INDEPENDENT),
+        ({A1: SEEN, A2: SEEN, B1: SEEN}, MappingBehaviour.ENDPOINT_INDEPENDENT),
+        ({A1: SEEN, B1: ELSE}, MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT),
+        ({A1: SEEN, A2: ELSE}, MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT),
+        ({A1: SEEN, A2: SEEN, B1: ELSE}, MappingBehaviour.ADDRESS_DEPENDENT),
+        ({A1: SEEN, A2: SEEN, B1: ELSE, B2: SEEN}, MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT),
     ],
 )
-def test_mapping_behaviour_of_what_servers_saw(results: dict[Endpoint, Endpoint], behaviour: Mapping4787) -> None:
+def test_mapping_behaviour_of_what_servers_saw(results: dict[Endpoint, Endpoint], behaviour: MappingBehaviour) -> None:
     assert mapping_behaviour(results) is behaviour
 
 
@@ -54,7 +54,7 @@ def test_round_asks_each_server_and_takes_its_answer_once() -> None:
     assert not asking.receive(*first, 0.1)
     assert not asking.receive(*second, 0.1)
     assert asking.reflexive() == (SEEN,)
-    assert asking.mapping() is Mapping4787.ENDPOINT_INDEPENDENT
+    assert asking.mapping() is MappingBehaviour.ENDPOINT_INDEPENDENT
     assert asking.next_deadline() is None
 
 
@@ -153,7 +153,7 @@ def test_mapping_is_of_the_family_with_more_answers() -> None:
         assert fitting is not None
         asking.receive(fitting, server, 0.1)
     assert asking.reflexive() == (SEEN, SEEN6)
-    assert asking.mapping() is Mapping4787.ENDPOINT_INDEPENDENT
+    assert asking.mapping() is MappingBehaviour.ENDPOINT_INDEPENDENT
 
 
 @given(st.binary(max_size=100))
