@@ -1,4 +1,4 @@
-"""What the tunnel wants done. The shell performs a list's effects in order, each before the next; a failed one ends the list."""
+"""What the tunnel wants done. The shell performs a list's effects in order. Where one fails, what rests on it is not done."""
 
 from __future__ import annotations
 

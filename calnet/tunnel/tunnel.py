@@ -130,13 +130,12 @@ class Tunnel:
         session = self._sessions.get(index)
         return session if session is not None and now < session.expires_at else None
 
-    def data_sent(self, session: Session, now: float, bytes_: int, data: bool) -> list[TunnelEffect]:
+    def data_sent(self, session: Session, now: float, bytes_: int, data: bool) -> None:
         """A packet, or a batch, was sealed and sent; `data` is False for a keepalive."""
         peer = session.peer
         peer.tx_bytes += bytes_
         peer.timers.sent(now, data=data)
         self._wake_for(peer)
-        return []
 
     def data_received(self, session: Session, source: Source, now: float, wall: float, bytes_: int, data: bool) -> list[TunnelEffect]:
         """A packet, or a batch from one source, was opened and its counters accepted; `data` is False if all were keepalives."""

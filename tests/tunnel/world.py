@@ -114,7 +114,7 @@ class Node:
         """One transport datagram."""
         datagram = session.seal(data)
         self.put(session.peer.id, datagram, None)
-        self.perform(self.tunnel.data_sent(session, self.world.now, len(datagram), bool(data)))
+        self.tunnel.data_sent(session, self.world.now, len(datagram), bool(data))
 
     def put(self, peer: NodeId, data: bytes, reply_to: Source | None) -> None:
         """Onto the wire: back to a source, or on the peer's path (relay where there is no route)."""

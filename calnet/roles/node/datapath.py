@@ -400,7 +400,7 @@ class DataPath:
             self._hold_back(endpoint, datagrams, size)
         if relay:
             self._host.send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
-        self._effects += self._tunnel.data_sent(session, self._now, len(datagrams), True)
+        self._tunnel.data_sent(session, self._now, len(datagrams), True)
         self._effects += self._paths.data_sent(peer, self._now)
 
     def _hold_back(self, endpoint: Endpoint, datagrams: memoryview, size: int) -> None:
@@ -554,7 +554,7 @@ class DataPath:
             self._send_on_route(session.peer.id, session.seal(b""))
         except CalnetError:
             return
-        self._effects += self._tunnel.data_sent(session, self._now, TRANSPORT_OVERHEAD, False)
+        self._tunnel.data_sent(session, self._now, TRANSPORT_OVERHEAD, False)
 
     def _persist(self, effect: PersistTimestamp) -> None:
         """Where it can't be kept, what depends on it is not done: a stamp sent twice, or accepted twice, would undo replay protection."""
