@@ -20,6 +20,9 @@ from calnet.roles.server.timing import Timing
 
 HISTORY_PER_NODE: Final = 4
 HISTORY_NODES: Final = 4096
+MAX_STRANGERS: Final = 1024
+"""Sessions of machines that nobody admitted yet: anybody can make a control key. One more ends the oldest of them."""
+MAX_STRANGERS_PER_SOURCE: Final = 256
 
 
 class Session(Protocol):
@@ -27,6 +30,8 @@ class Session(Protocol):
 
     control_key: bytes
     node: NodeId | None
+    source: bytes
+    """Where it comes from (admission.source_of)."""
 
     def end(self, code: str, text: str) -> None:
         """Say `Bye` and close; nothing that arrives is acted on any more."""
@@ -56,6 +61,7 @@ class ControlHub:
         self._sessions: dict[bytes, Session] = {}
         self._by_node: dict[NodeId, Session] = {}
         self._sent: OrderedDict[NodeId, OrderedDict[int, Netmap]] = OrderedDict()
+        self._strangers: dict[Session, None] = {}
         self._dirty: set[NodeId] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._closing = False
@@ -99,6 +105,21 @@ class ControlHub:
             older.end("replaced", "a newer session of this machine took its place")
         return True
 
+    def receive_stranger(self, session: Session) -> bool:
+        """The session's machine waits to be admitted; where too many do, the oldest goes. False where too many come from its place."""
+        if sum(other.source == session.source for other in self._strangers) >= MAX_STRANGERS_PER_SOURCE:
+            return False
+        if len(self._strangers) >= MAX_STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.end("replaced", "too many machines wait to be admitted; connect again")
+        self._strangers[session] = None
+        return True
+
+    def admitted(self, session: Session) -> None:
+        """The session's machine is a node of the network now, or the session is over."""
+        self._strangers.pop(session, None)
+
     def bind(self, session: Session, node: NodeId) -> None:
         """The session's machine is this node now."""
         if self._sessions.get(session.control_key) is not session:
@@ -111,6 +132,7 @@ class ControlHub:
 
     def leave(self, session: Session) -> None:
         """The session ended; nothing happens where a newer one has its place."""
+        self.admitted(session)
         if self._sessions.get(session.control_key) is session:
             del self._sessions[session.control_key]
         if session.node is not None and self._by_node.get(session.node) is session:

@@ -28,9 +28,9 @@ from calnet.errors import (
     UnreachableError,
     WireError,
 )
-from calnet.model import ControlKey, DiscoveryKey, Netmap, NodeId, NodeKey
-from calnet.roles.server.admission import RateLimiter
-from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, Connection
+from calnet.model import ControlKey, DiscoveryKey, Endpoint, Netmap, NodeId, NodeKey
+from calnet.roles.server.admission import RateLimiter, source_of
+from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, CLOSE_TRY_LATER, Connection
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.durable import durable
 from calnet.roles.server.settings import PublicUrl
@@ -47,6 +47,9 @@ MESSAGES_BURST: Final = 400.0
 REQUESTS_PER_S: Final = 1.0
 """Requests that cost a commit."""
 REQUESTS_BURST: Final = 30.0
+PUBLISHES_PER_S: Final = 1.0
+PUBLISHES_BURST: Final = 5.0
+"""Each one makes a delta for every peer; the last of those that come faster is published when its time comes."""
 MAX_QUEUED: Final = 1024
 """Messages waiting for a connection that does not take them: candidates are dropped before, the session ends here."""
 MAX_QUEUED_CANDIDATES: Final = 256
@@ -96,6 +99,7 @@ class ControlSession:
     def __init__(self, hub: ControlHub, connection: Connection, channel: Channel, origin: PublicUrl) -> None:
         self.control_key: bytes = channel.remote_static
         self.node: NodeId | None = None
+        self.source = source_of(connection.host)
         self._hub = hub
         self._registry = hub.registry
         self._connection = connection
@@ -115,6 +119,8 @@ class ControlSession:
         self._heard_at = self._loop.time()
         self._messages = RateLimiter(MESSAGES_PER_S, MESSAGES_BURST)
         self._requests = RateLimiter(REQUESTS_PER_S, REQUESTS_BURST)
+        self._publishes = RateLimiter(PUBLISHES_PER_S, PUBLISHES_BURST)
+        self._unpublished: tuple[Endpoint, ...] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -175,6 +181,7 @@ class ControlSession:
         if standing.state in _ENDING_STATES and before != standing.state:
             self.end(*_ENDING_STATES[standing.state])
         elif standing.state is NodeState.ACTIVE:
+            self._hub.admitted(self)
             self.netmap_due()
 
     def deliver_candidates(self, sender: NodeId, endpoints: tuple[str, ...]) -> None:
@@ -261,6 +268,8 @@ class ControlSession:
         self._admitted = True
         self._connection.authenticated()
         self.node = self._registry.standing(ControlKey(self.control_key)).node
+        if not self._registry.is_node(ControlKey(self.control_key)) and not self._hub.receive_stranger(self):
+            raise _SessionEndError(CLOSE_TRY_LATER, "too many machines wait to be admitted; connect again later")
         if not self._hub.admit(self):
             raise _SessionEndError(CLOSE_GOING_AWAY, "the server stops")
         self._catch_up()
@@ -298,6 +307,7 @@ class ControlSession:
             case control.Register():
                 await self._register(message)
             case control.Subscribe():
+                self._count_request()
                 self._claimed, self._held = message.version, None
                 self.netmap_due()
             case control.Update():
@@ -310,7 +320,7 @@ class ControlSession:
                 await durable(self._registry.logout(self._registered()))
                 self._say(control.Done(message.request))
             case control.Publish():
-                self._registry.publish(self._active(), parse_endpoints(message.endpoints))
+                self._publish(self._active(), parse_endpoints(message.endpoints))
             case control.Candidates():
                 self._pass_candidates(message)
             case control.Ping():
@@ -321,6 +331,21 @@ class ControlSession:
     def _count_request(self) -> None:
         if not self._requests.allow(b"", self._loop.time()):
             raise ForbiddenError("too many requests in one session: wait a moment")
+
+    def _publish(self, node: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        waiting, self._unpublished = self._unpublished is not None, endpoints
+        if not waiting:
+            self._publish_when_due(node)
+
+    def _publish_when_due(self, node: NodeId) -> None:
+        endpoints = self._unpublished
+        if endpoints is None or self._ending is not None:
+            return
+        if self._publishes.allow(b"", self._loop.time()):
+            self._unpublished = None
+            self._registry.publish(node, endpoints)
+        else:
+            self._loop.call_later(1 / PUBLISHES_PER_S, self._publish_when_due, node)
 
     def _registered(self) -> NodeId:
         if self.node is None:
@@ -356,6 +381,7 @@ class ControlSession:
             self._hub.bind(self, standing.node)
         if standing.state is NodeState.ACTIVE and standing.node is not None:
             self._told = (standing.state, standing.code)
+            self._hub.admitted(self)
             self._say(control.Registered(message.request, standing.node, standing.key_expires))
             self.netmap_due()
         else:

@@ -27,6 +27,7 @@ PREVIOUS_KEPT_S: Final = 86_400.0
 """How long a renewed node key still answers: peers that were away for a day learn the new one before they speak again."""
 MAX_PENDING: Final = 256
 """Machines that may wait for approval: anybody can ask, so it is bounded."""
+DISABLED: Final = "this node is disabled: ask an admin to enable it"
 _CODE_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 
 
@@ -74,6 +75,11 @@ def _check_keys(state: Snapshot, request: RegisterRequest) -> None:
     holder = state.by_node_key.get(request.node_key)
     if holder is not None and state.nodes[holder].control_key != request.control_key:
         raise ConflictError("another machine holds that node key: make a new one (was this machine's state copied?)")
+    known = state.by_control_key.get(request.control_key)
+    if known is not None and state.nodes[known].discovery_key == request.discovery_key:
+        return
+    if any(node.discovery_key == request.discovery_key for node in state.nodes.values()):  # peers tell whose a probe is by it
+        raise ConflictError("another machine holds that discovery key: make a new one (was this machine's state copied?)")
 
 
 def _new_machine(state: Snapshot, request: RegisterRequest, context: Context) -> tuple[NodeRecord, list[Change]]:
@@ -92,7 +98,7 @@ def _new_machine(state: Snapshot, request: RegisterRequest, context: Context) ->
 def _known_machine(record: NodeRecord, request: RegisterRequest, context: Context) -> NodeRecord:
     state = state_of(record, context.now)
     if state is NodeState.DISABLED:
-        raise ForbiddenError("this node is disabled: ask an admin to enable it")
+        raise ForbiddenError(DISABLED)
     if record.node_key != request.node_key:
         record = _with_new_key(record, request, context.now, keep=state is NodeState.ACTIVE)
     return _with_facts(replace(record, discovery_key=request.discovery_key), request)
@@ -163,6 +169,8 @@ def plan_update(
 ) -> tuple[Sequence[Change], None]:
     """See Registry.update. A new hostname moves the name, unless an admin chose that."""
     before = state.node_of(node)
+    if before.disabled:
+        raise ForbiddenError(DISABLED)
     record = before
     if hostname is not None:
         record = _following_hostname(state, before, replace(record, hostname=printable(hostname) or "node"))
@@ -184,9 +192,9 @@ def _following_hostname(state: Snapshot, before: NodeRecord, record: NodeRecord)
 
 
 def plan_logout(state: Snapshot, node: NodeId, now: float) -> tuple[Sequence[Change], None]:
-    """See Registry.logout: a machine that never was admitted is forgotten, like an ephemeral node."""
+    """See Registry.logout: a machine that never was admitted is forgotten, like an ephemeral node; not a disabled one, which would come back as new."""
     record = state.node_of(node)
-    if record.ephemeral or not record.name:
+    if not record.disabled and (record.ephemeral or not record.name):
         return deletion(record, now), None
     return [Put(expired(record, now))], None
 

@@ -82,6 +82,12 @@ class Registry:
         """Where this node stands now; UNREGISTERED once deleted."""
         return self._state.standing(node, self._clock())
 
+    def is_node(self, control_key: ControlKey) -> bool:
+        """Whether the machine of this control key was admitted once, wherever it stands now."""
+        state = self._state
+        node = state.by_control_key.get(control_key)
+        return node is not None and bool(state.nodes[node].name)
+
     def register(self, request: RegisterRequest) -> Future[Standing]:
         """Register, log in again or renew the node key. The standing is ACTIVE or PENDING (with the code to approve).
 
@@ -141,9 +147,10 @@ class Registry:
         """Do what time brings: expire keys, forget renewed ones, delete ephemeral nodes gone for 5 minutes and pending ones gone for a day."""
         now = self._clock()
         with self._lock:
-            over = frozenset(node for node in self._state.nodes if node in self._netmaps and not self._is_active(node))
-            touched, _ = self._netmaps.refresh(over, self._state, self._presence, now)
-        self._tell(Changed(frozenset(touched), over, urgent=True))
+            # Also the other way: a clock that was ahead for a while, and was set right, expired nobody.
+            moved = frozenset(node for node, record in self._state.nodes.items() if record.name and (node in self._netmaps) != self._is_active(node))
+            touched, _ = self._netmaps.refresh(moved, self._state, self._presence, now)
+        self._tell(Changed(frozenset(touched), moved, urgent=True))
         return self._writer.submit(lambda state: nodes.plan_housekeeping(state, now, self._gone_since))
 
     # --- users: rows {id, name, role, created}

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
+from calnet.errors import ProtocolError
 from calnet.roles.server.admission import Gate, source_of
 
 HEAD_TIMEOUT_S: Final = 10.0
@@ -21,6 +22,12 @@ HEAD_LIMIT: Final = 32_768
 """Bytes of a request's head."""
 LINGER_S: Final = 3.0
 """How long a closed WebSocket may take to be read to its end by the other side."""
+MAX_PIPELINED: Final = 8
+"""Requests that may wait for the answers before them. uvicorn keeps reading while they wait: without a bound 13 MB of requests filled 500 MB."""
+UNREAD_TIMEOUT_S: Final = 10.0
+"""How long an HTTP client may leave its answers unread."""
+UNREAD_LIMIT: Final = 512 * 1024
+"""Bytes that wait for a WebSocket at most. Sessions stop at 64 KiB and one message; answers to pings, which the WebSocket layer gives by itself, don't."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -41,6 +48,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._trusted = trusted
         self._source: bytes | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = True
 
@@ -56,6 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._end_unread()
         self._leave()
         super().connection_lost(exc)
 
@@ -67,8 +76,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and self._head_bytes > HEAD_LIMIT:
             self._refuse(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+        if self.transport.is_closing():  # closing waits for what is unread
+            self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_unread()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ProtocolError("too many requests at once")  # uvicorn answers 400 and closes
         super().on_message_begin()
         if not self._in_head:
             self._await_head()
@@ -79,6 +101,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._leave()
+        self._end_unread()
         super().handle_websocket_upgrade()
 
     def _await_head(self) -> None:
@@ -91,11 +114,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _end_unread(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
     def _refuse(self, status_line: bytes) -> None:
         self._end_head()
         if not self.transport.is_closing():
             self.transport.write(status_line + b"content-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
+            self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _leave(self) -> None:
         if self._source is not None:
@@ -104,11 +133,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
-    """One WebSocket connection, cut off where its other side doesn't read what closes it."""
+    """One WebSocket connection, cut off where its other side doesn't read what closes it, or the answers to its pings."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
         self.close_timeout = LINGER_S
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.get_write_buffer_size() > UNREAD_LIMIT:
+            self.transport.abort()
 
     async def run_asgi(self) -> None:
         try:

@@ -1,0 +1,228 @@
+"""Attacks on what a server holds for others: connections that don't read, machines that nobody knows, storms of deltas, borrowed keys, clocks that jump."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from calnet.errors import ConflictError, ForbiddenError
+from calnet.roles.server import control_hub, web_protocol
+from calnet.roles.server.standing import NodeState
+from calnet.wire import control
+from tests.roles.server.client import WAIT_S, ControlClient, Machine
+from tests.roles.server.registries import Office, done
+from tests.roles.server.world import World, eventually, in_world
+
+UPGRADE = (
+    b"GET /relay HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    opened = Office(tmp_path / "state")
+    yield opened
+    opened.registry.close()
+
+
+# --- 18, 36: connections that don't read
+
+
+async def _deaf_connection(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection into which little fits that is not read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", world.server.port))
+    return await asyncio.open_connection(sock=client, limit=1024)
+
+
+async def _written(writer: asyncio.StreamWriter, data: bytes, limit: int) -> int:
+    """Bytes the server took before it cut the connection, `limit` at most."""
+    written = 0
+    with contextlib.suppress(OSError):
+        while written < limit:
+            writer.write(data)
+            async with asyncio.timeout(WAIT_S):
+                await writer.drain()
+            written += len(data)
+    return written
+
+
+@in_world
+async def test_attack_18_websocket_pings_whose_answers_are_not_read_fill_no_memory(world: World) -> None:
+    """Each ping is answered at once by the WebSocket layer: nobody who doesn't read the answers may go on asking."""
+    reader, writer = await _deaf_connection(world)
+    writer.write(UPGRADE)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    flood = (b"\x89\xfd" + bytes(4) + bytes(125)) * 500
+    most = 16 << 20
+    assert await _written(writer, flood, most) < most
+    writer.transport.abort()
+
+
+@in_world
+async def test_attack_36_http_requests_whose_answers_are_not_read_do_not_stay(world: World) -> None:
+    limit, web_protocol.UNREAD_TIMEOUT_S = web_protocol.UNREAD_TIMEOUT_S, 0.5  # type: ignore[misc]
+    try:
+        _, writer = await _deaf_connection(world)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await eventually(lambda: world.server.pending)
+        async with asyncio.timeout(3 * WAIT_S):
+            while world.server.pending:
+                writer.write(b"GET /control/key HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+                await asyncio.sleep(0.0005)
+        writer.transport.abort()
+    finally:
+        web_protocol.UNREAD_TIMEOUT_S = limit  # type: ignore[misc]
+
+
+@in_world
+async def test_attack_36_http_requests_sent_before_their_answers_are_bounded(world: World) -> None:
+    """Each that waits costs a hundred times its bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.server.port)
+    ask = b"GET /control/key HTTP/1.1\r\nHost: x\r\n\r\n"
+    most = 8 << 20
+    assert await _written(writer, ask * 500, most) < most
+    writer.transport.abort()
+    await eventually(lambda: not world.server.pending)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.server.port)
+    writer.write(ask * 4)
+    async with asyncio.timeout(WAIT_S):
+        for _ in range(4):
+            assert b"200" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"}")
+    writer.close()
+
+
+# --- 36: machines that nobody knows
+
+
+@in_world
+async def test_attack_36_sessions_of_unknown_machines_are_bounded_and_known_ones_come_in(world: World) -> None:
+    """A control key costs nothing to make, so proving one earns no place for ever."""
+    (known,) = await world.joined("known")
+    strangers: list[ControlClient] = []
+    most = control_hub.MAX_STRANGERS_PER_SOURCE
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(most + 20):
+            try:
+                session = await stack.enter_async_context(world.control(Machine()))
+                await session.say(control.Ping(1))
+                await session.expect(control.Pong)
+                strangers.append(session)
+            except ConnectionClosed:
+                pass
+        assert len(world.server.control) <= most
+        assert len(strangers) == most
+        async with world.control(known) as session:
+            await session.subscribe()
+    await eventually(lambda: not len(world.server.control))
+    async with world.control(Machine("late")) as session:
+        await session.join(await world.auth_key())
+
+
+@in_world
+async def test_attack_36_unknown_machines_of_many_places_do_not_shut_a_newcomer_out(world: World) -> None:
+    limit, control_hub.MAX_STRANGERS = control_hub.MAX_STRANGERS, 4  # type: ignore[misc]
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(world.control(Machine())) for _ in range(6)]
+            for session in sessions:
+                await session.say(control.Ping(1))
+                await session.expect(control.Pong)
+            await eventually(lambda: len(world.server.control) <= 4)
+            async with world.control(Machine("newcomer")) as session:
+                await session.join(await world.auth_key())
+            await sessions[0].closed()
+    finally:
+        control_hub.MAX_STRANGERS = limit  # type: ignore[misc]
+
+
+# --- 18: storms
+
+
+@in_world
+async def test_attack_18_node_that_subscribes_again_and_again_is_refused_more_netmaps(world: World) -> None:
+    async with world.control(Machine("greedy")) as session:
+        await session.join(await world.auth_key())
+        for _ in range(100):
+            await session.say(control.Subscribe(0))
+        await session.say(control.Ping(7))
+        while not (isinstance(message := await session.hear(), control.Pong) and message.number == 7):
+            pass
+        assert sum(isinstance(message, control.Refused) for message in session.heard) >= 50
+
+
+@in_world
+async def test_attack_18_node_that_publishes_without_end_causes_few_deltas_and_its_last_word_counts(world: World) -> None:
+    key = await world.auth_key()
+    async with world.control(Machine("witness")) as witness, world.control(Machine("chatty")) as chatty:
+        await witness.join(key)
+        await chatty.join(key)
+        for number in range(300):
+            await chatty.say(control.Publish((f"192.0.2.1:{1000 + number}",)))
+            await asyncio.sleep(0.005)
+        await witness.until(lambda netmap: any(str(endpoint) == "192.0.2.1:1299" for peer in netmap.peers for endpoint in peer.endpoints))
+        assert sum(isinstance(message, control.NetmapDelta) for message in witness.heard) < 25
+
+
+# --- 13, 24: keys of others
+
+
+def test_attack_24_discovery_key_that_another_node_holds_is_refused(office: Office) -> None:
+    """It is in every netmap, and peers tell senders of probes by it: taken over, it would cut its owner's direct paths."""
+    victim, thief = office.machine("victim"), office.machine("thief")
+    office.join_as(victim)
+    thief.discovery_key = victim.discovery_key
+    with pytest.raises(ConflictError):
+        office.register(thief, office.auth_key())
+    with pytest.raises(ConflictError):
+        office.register(thief)
+    thief.renew()
+    office.join_as(thief)
+    thief.discovery_key = victim.discovery_key
+    with pytest.raises(ConflictError):
+        office.register(thief)
+
+
+# --- 23: what a disabled machine may do
+
+
+def test_attack_23_disabled_node_can_not_have_itself_forgotten_or_renamed(office: Office) -> None:
+    machine = office.machine("evil")
+    key = office.auth_key(ephemeral=True, reusable=True)
+    node = office.register(machine, key).node
+    assert node is not None
+    done(office.registry.disable_node("evil"))
+    with pytest.raises(ForbiddenError):
+        done(office.registry.update(node, hostname="good"))
+    done(office.registry.logout(node))
+    assert office.registry.node(str(node))["disabled"]
+    with pytest.raises(ForbiddenError):
+        office.register(machine, key)
+
+
+# --- a clock that jumps
+
+
+def test_attack_23_clock_that_was_a_year_ahead_for_a_while_shuts_nobody_out_for_ever(office: Office) -> None:
+    one, two = office.join("one"), office.join("two")
+    start = office.now
+    office.now = start + 366 * 86_400
+    done(office.registry.housekeeping())
+    assert office.registry.standing_of(one).state is NodeState.EXPIRED
+    office.now = start + 60
+    done(office.registry.housekeeping())
+    assert office.registry.standing_of(one).state is NodeState.ACTIVE
+    assert office.peers(one) == [two]
+    assert office.peers(two) == [one]
+    assert {one, two} <= office.last().standings
