@@ -46,7 +46,7 @@ def test_device_that_cannot_be_opened_is_a_host_error(monkeypatch: pytest.Monkey
     def refuse(*_: object) -> int:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(tun.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(HostError, match=text):
         open_tun("caltest0")
 
@@ -94,7 +94,7 @@ def test_interface_that_cannot_be_made_is_a_host_error_and_closes_the_device(mon
     monkeypatch.setattr(fcntl, "ioctl", Ioctl([error], []))
     closed: list[int] = []
     real = os.close
-    monkeypatch.setattr(tun.os, "close", lambda fd: (closed.append(fd), real(fd)))
+    monkeypatch.setattr(os, "close", lambda fd: (closed.append(fd), real(fd)))
     with pytest.raises(HostError, match=text):
         open_tun("caltest0", device="/dev/null")
     assert len(closed) == 1

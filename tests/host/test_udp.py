@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -62,10 +63,10 @@ class FailingSocket:
             raise OSError(self.batch_errors.pop(0), "made up")
         return self.real.sendmsg(*args)  # type: ignore[arg-type]
 
-    def sendto(self, *args: object) -> int:
+    def sendto(self, *args: Any) -> int:
         if self.single_errors:
             raise OSError(self.single_errors.pop(0), "made up")
-        return self.real.sendto(*args)  # type: ignore[arg-type]
+        return int(self.real.sendto(*args))
 
     def close(self) -> None:
         self.real.close()
@@ -77,7 +78,8 @@ def failing() -> Iterator[tuple[LinuxUdp, FailingSocket, socket.socket, list[tup
     target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     target.bind(("127.0.0.1", 0))
     target.settimeout(5)
-    front, told = FailingSocket(four), []  # type: ignore[var-annotated]
+    front = FailingSocket(four)
+    told: list[tuple[str, str]] = []
     port = LinuxUdp(1, four, None, True, lambda code, text: told.append((code, text)))
     port._four = front  # type: ignore[assignment]
     yield port, front, target, told
@@ -152,7 +154,7 @@ def test_machine_without_ipv6_has_the_ipv4_port_alone(monkeypatch: pytest.Monkey
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return real(family, *rest)
 
-    monkeypatch.setattr(udp.socket, "socket", no_ipv6)
+    monkeypatch.setattr(socket, "socket", no_ipv6)
     port = open_udp()
     assert not port.ipv6
     assert port.port > 0
@@ -209,7 +211,7 @@ def test_mark_without_the_capability_is_a_host_error(monkeypatch: pytest.MonkeyP
             if name == socket.SO_MARK:
                 raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(udp.socket, "socket", Refusing)
+    monkeypatch.setattr(socket, "socket", Refusing)
     with pytest.raises(HostError, match="CAP_NET_ADMIN"):
         open_udp(mark=1)
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from calnet.errors import StateError
+from calnet.model import UserId
 from calnet.store.documents import CURRENT, Documents, Engine, Schema, Table
 from calnet.store.interface import Put, UserRecord, key_of
 from calnet.store.kv import KvEngine
@@ -48,7 +49,7 @@ def name_users(documents: Documents) -> Documents:
 def test_migration_brings_old_documents_to_the_new_schema_and_keeps_a_copy(kind: str, old: Path) -> None:
     schema = Schema(1, {0: name_users})
     store = open_store(kind, old, schema=schema)
-    assert sorted(store.load(), key=lambda record: record.id) == [UserRecord(1, f"user-{1}", "user", 1.0), UserRecord(2, "user-2", "user", 1.0)]
+    assert sorted(store.load(), key=lambda record: record.id) == [UserRecord(UserId(1), "user-1", "user", 1.0), UserRecord(UserId(2), "user-2", "user", 1.0)]
     store.commit([Put(user(3))])
     store.close()
     copy = old / f"{FILE_NAMES[kind]}.before-migration"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from calnet.model import Buffer, NodeId
 from calnet.tunnel.inbound import Inbound
@@ -54,7 +55,7 @@ class Receiver:
         self.writes: list[bytes] = []
         self.events: list[tuple[object, ...]] = []
         self.others: list[bytes] = []
-        self.accepts = lambda packet: True
+        self.accepts: Callable[[bytes], bool] = lambda packet: True
         self.inbound = Inbound(
             vnet=vnet, tcp=tcp, udp=udp, session=self.sessions.get, opened=self._opened, accept=self._accept, write=self._write, other=self._other
         )

@@ -248,7 +248,7 @@ def live(office: Office, random: Random, machines: list[Machine], keys: list[str
         elif action == 9:
             done(random.choice([registry.disable_node, registry.enable_node])(node))
         elif action == 10:
-            done(random.choice([registry.expire_node, registry.approve_node])(node))
+            done(registry.expire_node(node) if random.random() < 0.5 else registry.approve_node(node))
         elif action == 11:
             done(random.choice([registry.delete_node(node), registry.logout(number)]))
         elif action == 12:
