@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, assert_never
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
-from calnet.errors import AuthenticationError, CalnetError, RemoteError, TimedOutError, UnreachableError, WireError, by_code
+from calnet.errors import AuthenticationError, CalnetError, ProtocolError, RemoteError, TimedOutError, UnreachableError, WireError, by_code
 from calnet.model import Endpoint, Netmap, NodeId
+from calnet.roles.node.routes import check_netmap
 from calnet.roles.node.state import Keys
 from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff, first_error
 from calnet.wire import control
@@ -35,6 +36,8 @@ FetchKey = Callable[[Server], Awaitable[bytes]]
 MAX_SOCKET_MESSAGE: Final = 65_535
 REQUEST_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 15.0
+_END_OF_TIME: Final = 1e11
+"""Unix seconds of the year 5138: no clock says more."""
 STABLE_S: Final = 30.0
 """A session that lasted so long starts the backoff anew."""
 
@@ -207,7 +210,7 @@ class ControlClient:
             self._outgoing.get_nowait()
         self._heard()
         self._last_sent = self._last_heard
-        self._events.server_time(welcome.server_time - self._wall())
+        self._server_time(welcome.server_time)
         self._events.control_connected(welcome)
         if welcome.state != "unregistered":
             self.subscribe()
@@ -295,7 +298,7 @@ class ControlClient:
                 self._queue(control.Pong(message.number))
             case control.Pong():
                 if message.server_time:
-                    self._events.server_time(message.server_time - self._wall())
+                    self._server_time(message.server_time)
             case control.State():
                 self._answer(message.request, message)
                 self._events.standing_changed(message.state, message.code)
@@ -316,16 +319,25 @@ class ControlClient:
 
     def _take_netmap(self, message: control.NetmapFull | control.NetmapDelta | control.NetmapUnchanged) -> None:
         if isinstance(message, control.NetmapFull):
-            self._netmap = netmaps.model_netmap(message)
+            netmap = netmaps.model_netmap(message)
         elif self._netmap is None:
             raise UnreachableError("the server sent a change to a netmap it never sent")
         elif isinstance(message, control.NetmapDelta):
             try:
-                self._netmap = netmaps.apply(self._netmap, message)
+                netmap = netmaps.apply(self._netmap, message)
             except RemoteError:
                 self._netmap = None  # the next session asks for the whole
                 raise
+        else:
+            netmap = self._netmap
+        check_netmap(netmap)
+        self._netmap = netmap
         self._events.netmap_arrived(self._netmap)
+
+    def _server_time(self, time: float) -> None:
+        if not 0 < time < _END_OF_TIME:  # a NaN neither
+            raise ProtocolError("the server names a time that is none")
+        self._events.server_time(time - self._wall())
 
     def _answer(self, number: int, message: control.Message) -> None:
         waiting = self._requests.get(number)

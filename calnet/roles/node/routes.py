@@ -1,22 +1,27 @@
 """Pure choices about the netmap: what a node trusts of it, which prefixes it leads into the tunnel, what it may advertise.
 
 The server is not believed everything: a prefix inside the overlay would capture another node's address, a default route needs the user's own choice of
-an exit node (not there yet), and a pinned peer's key may not change (attacks 26 and 27).
+an exit node (not there yet), a pinned peer's key may not change (attacks 26 and 27), and an overlay may not be half the Internet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
 
-from calnet.errors import InvalidError
-from calnet.model import Netmap, Peer, Prefix
+from calnet.errors import InvalidError, ProtocolError
+from calnet.model import Address, Netmap, Peer, PeerKind, Prefix
 from calnet.roles.node.state import Pin
 from calnet.wire.control import MAX_ROUTES
 
 _NEVER: Final = tuple(ip_network(text) for text in ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"))
+
+
+_SHORTEST: Final = {4: 8, 6: 48}
+"""Prefix lengths below which an overlay takes more than anybody's network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +41,67 @@ class RoutePlan:
     findings: tuple[Finding, ...]
 
 
+def check_netmap(netmap: Netmap) -> None:
+    """ProtocolError for a netmap that no node may act on: it would lead this machine's other traffic into the tunnel, or makes no sense."""
+    if not netmap.prefixes or not netmap.self.addresses:
+        raise ProtocolError("the server's netmap names no overlay, or no address of this node")
+    for prefix in netmap.prefixes:
+        if prefix.prefixlen < _SHORTEST[prefix.version] or any(prefix.version == never.version and prefix.overlaps(never) for never in _NEVER):
+            raise ProtocolError(f"the server's netmap calls {prefix} the overlay, which would take other traffic of this machine")
+    if not all(_inside(address, netmap.prefixes) for address in netmap.self.addresses):
+        raise ProtocolError("the server's netmap gives this node an address outside the overlay")
+    times = [netmap.self.key_expires, *(time for peer in netmap.peers for time in (peer.key_expires, peer.last_seen_at))]
+    if not all(time is None or math.isfinite(time) for time in times):
+        raise ProtocolError("the server's netmap holds a time that is none")
+
+
+def _inside(address: Address, overlay: Iterable[Prefix]) -> bool:
+    return any(address.version == prefix.version and address in prefix for prefix in overlay)
+
+
 def trusted(netmap: Netmap, pins: Iterable[Pin]) -> tuple[Netmap, tuple[Finding, ...]]:
-    """`netmap` as this node acts on it: without peers that break a pin, and without routes that no peer may have."""
+    """`netmap` as this node acts on it: without peers that break a pin or that no honest netmap holds, and without routes that no peer may have."""
     findings: list[Finding] = []
     known = tuple(pins)
+    pinned = [ip_address(text) for pin in known for text in pin.addresses]
+    taken: set[object] = {netmap.self.id, *netmap.self.addresses}
     peers: list[Peer] = []
     for peer in netmap.peers:
+        why = _odd(peer, netmap.prefixes, taken)
+        if why is not None:
+            findings.append(Finding("peer-refused", f"{peer.name} is left out: {why}"))
+            continue
         broken = next((pin for pin in known if _concerns(pin, peer) and pin.node_key != peer.node_key), None)
         if broken is not None:
             text = f"the key of pinned peer {peer.name} changed: it is refused. If that was meant, `calnet set --unpin {broken.name}` and pin it again"
             findings.append(Finding("pinned-key-changed", text))
             continue
-        peers.append(_with_fit_routes(peer, netmap.prefixes, findings))
+        taken |= {peer.id, *peer.addresses, bytes(peer.node_key)}
+        peers.append(_with_fit_routes(peer, netmap.prefixes, pinned, findings))
     return replace(netmap, peers=tuple(peers)), tuple(findings)
+
+
+def _odd(peer: Peer, overlay: tuple[Prefix, ...], taken: set[object]) -> str | None:
+    """Why no honest server names such a peer, or None."""
+    if peer.kind is not PeerKind.CALNET:
+        return "it is said to be a stock WireGuard peer: its endpoint, which nothing proves, would be the server's word alone"
+    if not peer.addresses or not all(_inside(address, overlay) for address in peer.addresses):
+        return "it has no address, or one outside the overlay"
+    if taken & {peer.id, *peer.addresses, bytes(peer.node_key)}:
+        return "its id, key or an address is another node's"
+    return None
 
 
 def _concerns(pin: Pin, peer: Peer) -> bool:
     return pin.id == peer.id or pin.name == peer.name or any(str(address) in pin.addresses for address in peer.addresses)
 
 
-def _with_fit_routes(peer: Peer, overlay: tuple[Prefix, ...], findings: list[Finding]) -> Peer:
+def _with_fit_routes(peer: Peer, overlay: tuple[Prefix, ...], pinned: list[Address], findings: list[Finding]) -> Peer:
     fit = []
     for route in peer.routes:
         why = unfit(route, overlay)
+        if why is None and any(address in route for address in pinned):
+            why = "it holds a pinned peer's address"
         if why is None:
             fit.append(route)
         else:

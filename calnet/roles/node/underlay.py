@@ -16,12 +16,14 @@ import socket
 import ssl
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from calnet.crypto.keys import decode_key
 from calnet.errors import CalnetError, InvalidError, ProtocolError, UnreachableError
 from calnet.model import Endpoint
+from calnet.wire.endpoints import is_candidate
 
 CONNECT_TIMEOUT_S: Final = 10.0
 STAGGER_S: Final = 0.25
@@ -206,12 +208,14 @@ def websocket_dial(mark: int) -> Dial:
         from websockets.asyncio.client import connect
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
-        parts = urlsplit(url)
-        secure = parts.scheme == "wss"
         try:
+            parts = urlsplit(url)
+            secure = parts.scheme == "wss"
             host, port = parts.hostname or "", parts.port or (443 if secure else 80)
         except ValueError as error:
             raise UnreachableError(f"{url!r} is not a WebSocket's URL") from error
+        if parts.scheme not in ("ws", "wss") or not host:
+            raise UnreachableError(f"{url!r} is not a WebSocket's URL")
         connection = await connect_marked(host, port, mark)
         try:
             opened = await connect(
@@ -243,18 +247,20 @@ def websocket_dial(mark: int) -> Dial:
 
 
 async def resolve(servers: Sequence[str]) -> tuple[Endpoint, ...]:
-    """The UDP addresses of `host:port` texts; what doesn't parse or resolve is left out."""
+    """The UDP addresses of `host:port` texts; what doesn't parse or resolve, or is nobody's address (link-local, multicast), is left out."""
     loop = asyncio.get_running_loop()
     found: dict[Endpoint, None] = {}
     for text in servers:
         host, _, port = text.rpartition(":")
         try:
+            if not 0 < int(port) < 65_536:
+                continue
             entries = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
         except (OSError, ValueError, UnicodeError):
             continue
         for entry in entries:
             found[Endpoint(str(entry[4][0]).partition("%")[0], int(entry[4][1]))] = None
-    return tuple(found)
+    return tuple(endpoint for endpoint in found if is_candidate(endpoint) or ip_address(endpoint.host).is_loopback)
 
 
 async def fetch_server_key(server: Server, mark: int) -> bytes:
