@@ -23,8 +23,7 @@ from calnet.errors import AuthenticationError, CalnetError, HostError, StateErro
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.roles.node import routes
 from calnet.roles.node.control_client import ControlClient, FetchKey
-from calnet.roles.node.datapath import PeerStatus
-from calnet.roles.node.engine import Engine, OpenEngine
+from calnet.roles.node.engine import Engine, OpenEngine, PeerStatus
 from calnet.roles.node.escape import shown
 from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup

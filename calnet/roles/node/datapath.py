@@ -9,7 +9,7 @@ What is dropped here, and counted: a packet that isn't IP; outbound, one whose s
 peer would drop it too; a router whose source NAT is on sends with its own address), or whose destination is nobody's (answered by ICMP "host unreachable");
 inbound, one that is not from the peer's addresses, not to ours or to what we route, or that the filter refuses.
 
-Packets for a peer without a session wait, QUEUE_PACKETS and QUEUE_BYTES of them at most, the oldest dropped, until `SessionReady`.
+Packets for a peer without a session wait (waiting.py) until `SessionReady`; what leaves, leaves by sending.py.
 
 Error contract: nothing that arrives raises out of here. A TUN device that is gone is told to the host as health `tun-gone`, and nothing more is read from it.
 """
@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from ipaddress import ip_network
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
-from calnet.errors import CalnetError, HostError, StateError, TimedOutError, WireError
+from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError, WireError
 from calnet.host.tun import TunDevice
 from calnet.host.udp import Receive, UdpTransport
 from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
 from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
+from calnet.roles.node.engine import DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.sending import Sender
+from calnet.roles.node.waiting import WaitingPackets
 from calnet.tunnel.effects import (
     ClockAhead,
     EndpointAuthenticated,
@@ -64,76 +66,9 @@ from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 READ_BATCH: Final = 64
 """TUN packets, or UDP batches, taken before others have their turn."""
-QUEUE_PACKETS: Final = 128
-QUEUE_BYTES: Final = 256 * 1024
-MAX_HELD: Final = 8
-"""Runs kept while a socket is full. Reading stops at the first; the rest is what was under way."""
 UNREACHABLES_PER_SECOND: Final = 50
 REJECTIONS_TO_TELL: Final = 3
 """Handshake responses in a row that don't authenticate before the user hears of it."""
-
-
-class DataPathHost(Protocol):
-    """What the daemon gives the data path."""
-
-    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
-        """Queue datagrams to the relay; they are copied before this returns."""
-
-    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
-        """Tell the peer our candidates through the control session."""
-
-    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None:
-        """Tell the server."""
-
-    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
-        """Durable on return; StateError where it can't be."""
-
-    def path_changed(self, peer: NodeId, description: str) -> None:
-        """For the log and for whoever waits."""
-
-    def health(self, code: str, text: str | None) -> None:
-        """Set or (None) clear a health line."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """`path` is `direct`, `relay` or `none`; `last_handshake_at` Unix seconds; bytes are those of datagrams."""
-
-    path: str
-    endpoint: Endpoint | None
-    rtt_s: float | None
-    last_handshake_at: float | None
-    rx_bytes: int
-    tx_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PingAnswer:
-    """`via` is `direct` or `relay`; `endpoint` None for the relay."""
-
-    via: str
-    endpoint: Endpoint | None
-    rtt_s: float
-
-
-class _Queue:
-    """Packets (as the TUN gave them) that wait for a session."""
-
-    __slots__ = ("packets", "size")
-
-    def __init__(self) -> None:
-        self.packets: deque[bytes] = deque()
-        self.size = 0
-
-    def add(self, packet: bytes) -> int:
-        """Put it at the end; returns how many old ones had to go."""
-        self.packets.append(packet)
-        self.size += len(packet)
-        dropped = 0
-        while len(self.packets) > QUEUE_PACKETS or self.size > QUEUE_BYTES:
-            self.size -= len(self.packets.popleft())
-            dropped += 1
-        return dropped
 
 
 class DataPath:
@@ -158,15 +93,15 @@ class DataPath:
         self._filter = PacketFilter()
         self._own: tuple[bytes, ...] = ()
         self._local: PrefixTable[bool] = PrefixTable(())
-        self._queues: dict[NodeId, _Queue] = {}
+        self._waiting = WaitingPackets()
         self._effects: deque[TunnelEffect | PathEffect] = deque()
         self._settling = False
         self._pings: dict[int, asyncio.Future[PingAnswer]] = {}
         self._rejections: dict[NodeId, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
-        self._held: deque[tuple[Endpoint, bytes, int]] = deque()
         self._running = False
+        self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on)
         self._source = Source(None, None)
         self._now = monotonic()
         self._sent_in_second = (0, 0)
@@ -201,13 +136,15 @@ class DataPath:
     def close(self) -> None:
         """Read and send nothing more; pings under way fail. Sessions are forgotten with the tunnel."""
         self._running = False
+        self._sender.close()
         self._tun.unwatch(self._loop)
         self._udp.unwatch(self._loop)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for waiting in self._pings.values():
-            waiting.cancel()
+            if not waiting.done():
+                waiting.set_exception(UnreachableError("the node went down before an answer came"))
 
     # --- What the daemon says ---
 
@@ -222,7 +159,7 @@ class DataPath:
         self._paths.set_overlay(netmap.prefixes)
         self._effects += self._paths.set_peers(netmap.peers, self._now)
         known = {peer.id for peer in netmap.peers}
-        self._queues = {peer: queue for peer, queue in self._queues.items() if peer in known}
+        self._waiting.keep(known)
         self._rejections = {peer: count for peer, count in self._rejections.items() if peer in known}
         self._settle()
 
@@ -271,7 +208,8 @@ class DataPath:
         self._settle()
 
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
-        """Probe the present path to `peer`. TimedOutError without an answer."""
+        """Probe the present path to `peer`. TimedOutError without an answer, UnreachableError where `close` comes first; NotFoundError or InvalidError
+        for a peer that can't be probed."""
         self._begin()
         token, effects = self._paths.ping(peer, self._now)
         answer: asyncio.Future[PingAnswer] = self._loop.create_future()
@@ -305,7 +243,7 @@ class DataPath:
                 if not length:
                     break
                 take(length if self._vnet else length + START)
-                if self._held:
+                if self._sender.full:
                     break
         except HostError as error:
             self._tun.unwatch(self._loop)
@@ -361,17 +299,16 @@ class DataPath:
         return session
 
     def _wait(self, peer: TunnelPeer, end: int) -> None:
-        queue = self._queues.setdefault(peer.id, _Queue())
-        self.dropped += queue.add(bytes(self._outbound.plain[:end]))
+        self.dropped += self._waiting.add(peer.id, bytes(self._outbound.plain[:end]))
         self._effects += self._paths.data_sent(peer.id, self._now)
 
     def _send_waiting(self, peer: NodeId) -> bool:
         """Seal what waits for the peer's session; whether there was anything."""
-        queue = self._queues.pop(peer, None)
-        if queue is None:
+        packets = self._waiting.take(peer)
+        if not packets:
             return False
         self._outbound.flush()
-        for packet in queue.packets:
+        for packet in packets:
             self._outbound.plain[: len(packet)] = packet
             self._take(len(packet))
         self._outbound.flush()
@@ -395,32 +332,15 @@ class DataPath:
     def _send_run(self, session: Session, datagrams: memoryview, size: int) -> None:
         """Outbound's `send`: one run leaves by the peer's route."""
         peer = session.peer.id
-        endpoint, relay = self._paths.route(peer)
-        if endpoint is not None and (self._held or not self._udp.send(endpoint, datagrams, size)):
-            self._hold_back(endpoint, datagrams, size)
-        if relay:
-            self._host.send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
+        self.dropped += self._sender.run(peer, self._paths.route(peer), datagrams, size)
         self._tunnel.data_sent(session, self._now, len(datagrams), True)
         self._effects += self._paths.data_sent(peer, self._now)
 
-    def _hold_back(self, endpoint: Endpoint, datagrams: memoryview, size: int) -> None:
-        """The socket is full: keep this run, and read nothing from the TUN (whose queue then tells the senders) until it has gone."""
-        if len(self._held) >= MAX_HELD:
-            self.dropped += 1
-            return
-        self._held.append((endpoint, bytes(datagrams), size))
-        if len(self._held) == 1:
-            self._tun.unwatch(self._loop)
-            self._udp.when_writable(self._loop, endpoint, self._go_on)
+    def _stop_reading(self) -> None:
+        self._tun.unwatch(self._loop)
 
-    def _go_on(self) -> None:
-        while self._held and self._running:
-            if not self._udp.send(*self._held[0]):
-                self._udp.when_writable(self._loop, self._held[0][0], self._go_on)
-                return
-            self._held.popleft()
-        if self._running:
-            self._tun.watch(self._loop, self._on_tun)
+    def _read_on(self) -> None:
+        self._tun.watch(self._loop, self._on_tun)
 
     # --- From the wire ---
 
@@ -491,7 +411,7 @@ class DataPath:
             case SendHandshake():
                 self._send_handshake(effect)
             case SendCookie():
-                self._send_back(effect.reply_to, effect.datagram)
+                self._sender.back(effect.reply_to, effect.datagram)
             case SendKeepalive():
                 if not (effect.confirms and effect.session.peer.id in flushed):
                     self._send_keepalive(effect.session)
@@ -510,10 +430,9 @@ class DataPath:
             case ResponseRejected():
                 self._rejected(effect.peer)
             case HandshakeFailed() | SessionsDropped():
-                queue = self._queues.pop(effect.peer, None)
-                self.dropped += 0 if queue is None else len(queue.packets)
+                self.dropped += len(self._waiting.take(effect.peer))
             case SendDatagram():
-                self._udp.send(effect.endpoint, effect.data, len(effect.data))
+                self._sender.to(effect.endpoint, effect.data)
             case SendRelayed():
                 self._host.send_relayed(effect.peer, [effect.data])
             case SendCandidates():
@@ -529,29 +448,17 @@ class DataPath:
 
     def _send_handshake(self, effect: SendHandshake) -> None:
         if effect.reply_to is not None:
-            self._send_back(effect.reply_to, effect.datagram)
+            self._sender.back(effect.reply_to, effect.datagram)
         else:
-            self._send_on_route(effect.peer, effect.datagram)
+            self._sender.one(effect.peer, self._paths.route(effect.peer), effect.datagram)
             for endpoint in self._paths.handshake_targets(effect.peer):
-                self._udp.send(endpoint, effect.datagram, len(effect.datagram))
+                self._sender.to(endpoint, effect.datagram)
         self._effects += self._paths.data_sent(effect.peer, self._now)
-
-    def _send_on_route(self, peer: NodeId, datagram: bytes) -> None:
-        endpoint, relay = self._paths.route(peer)
-        if endpoint is not None:
-            self._udp.send(endpoint, datagram, len(datagram))
-        if relay:
-            self._host.send_relayed(peer, [datagram])
-
-    def _send_back(self, source: Source, datagram: bytes) -> None:
-        if source.endpoint is not None:
-            self._udp.send(source.endpoint, datagram, len(datagram))
-        elif source.relay_peer is not None:
-            self._host.send_relayed(source.relay_peer, [datagram])
 
     def _send_keepalive(self, session: Session) -> None:
         try:
-            self._send_on_route(session.peer.id, session.seal(b""))
+            peer = session.peer.id
+            self._sender.one(peer, self._paths.route(peer), session.seal(b""))
         except CalnetError:
             return
         self._tunnel.data_sent(session, self._now, TRANSPORT_OVERHEAD, False)
@@ -561,7 +468,7 @@ class DataPath:
         try:
             self._host.persist_timestamp(effect.node_key, effect.timestamp, effect.sent)
         except StateError as error:
-            self._host.health("state", str(error))
+            self._host.health("stamps", str(error))
             while self._effects and isinstance(self._effects[0], SendHandshake | EndpointAuthenticated):
                 self._effects.popleft()
 

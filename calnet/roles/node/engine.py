@@ -1,14 +1,56 @@
-"""What the daemon needs of the node's data path. datapath.py is the real one (opened by opening.py); tests give the daemon one in memory."""
+"""What the daemon needs of the node's data path, and what it gives it. The real one is datapath.py, opened by opening.py; tests have one in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
-from calnet.roles.node.datapath import DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.state import Keys
+
+
+class DataPathHost(Protocol):
+    """What the daemon gives the data path."""
+
+    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
+        """Queue datagrams to the relay; they are copied before this returns."""
+
+    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
+        """Tell the peer our candidates through the control session."""
+
+    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Tell the server."""
+
+    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
+        """Durable on return; StateError where it can't be."""
+
+    def path_changed(self, peer: NodeId, description: str) -> None:
+        """For the log and for whoever waits."""
+
+    def health(self, code: str, text: str | None) -> None:
+        """Set or (None) clear a health line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """`path` is `direct`, `relay` or `none`; `last_handshake_at` Unix seconds; bytes are those of datagrams."""
+
+    path: str
+    endpoint: Endpoint | None
+    rtt_s: float | None
+    last_handshake_at: float | None
+    rx_bytes: int
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswer:
+    """`via` is `direct` or `relay`; `endpoint` None for the relay."""
+
+    via: str
+    endpoint: Endpoint | None
+    rtt_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +92,7 @@ class Engine(Protocol):
     def stun_servers(self, servers: Iterable[Endpoint]) -> None: ...
 
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
-        """TimedOutError without an answer."""
+        """TimedOutError without an answer, UnreachableError where `close` comes first; NotFoundError or InvalidError for a peer that can't be probed."""
 
     def peer_status(self, peer: NodeId) -> PeerStatus: ...
 

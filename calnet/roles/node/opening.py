@@ -14,8 +14,8 @@ from calnet.host.udp import UdpTransport, open_udp
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.paths.paths import Paths
 from calnet.roles.node.daemon import Clocks
-from calnet.roles.node.datapath import DataPath, PeerStatus, PingAnswer
-from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine
+from calnet.roles.node.datapath import DataPath
+from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine, PeerStatus, PingAnswer
 from calnet.roles.node.state import Keys, StateDirectory
 from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
 from calnet.tunnel.tunnel import Tunnel

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from calnet.crypto.keys import encode_key
 from calnet.errors import InvalidError, NotFoundError
 from calnet.model import Endpoint, Netmap, NodeId, Peer
-from calnet.roles.node.datapath import PeerStatus
+from calnet.roles.node.engine import PeerStatus
 from calnet.roles.node.health import HealthLine
 
 Json = dict[str, object]

@@ -67,14 +67,17 @@ def ends(one: int, two: int, *, six: bool = False) -> tuple[str, str]:
 class Node:
     """A data path and its host, as the daemon would be; what the host hears is kept."""
 
-    def __init__(self, world: World, number: int, offloads: Offloads | None = None, previous: PrivateKey | None = None) -> None:
+    def __init__(
+        self, world: World, number: int, offloads: Offloads | None = None, previous: PrivateKey | None = None, paths: Callable[[], Any] | None = None
+    ) -> None:
         self.world, self.id = world, NodeId(number)
         self.key = PrivateKey.generate(random.Random(number).randbytes)
         self.discovery = PrivateKey.generate(random.Random(1000 + number).randbytes)
         self.tun = MemoryTun(offloads=offloads)
         self.udp: MemoryUdp = world.network.open((f"192.0.2.{number}", f"2001:db8::{number:x}"))
         self.tunnel = Tunnel(self.key, random=random.Random(2000 + number).randbytes, previous=previous)
-        self.paths = Paths(node_key=self.key.public, discovery=self.discovery, random=random.Random(3000 + number).randbytes)
+        real = Paths(node_key=self.key.public, discovery=self.discovery, random=random.Random(3000 + number).randbytes)
+        self.paths: Any = real if paths is None else paths()
         self.healths: dict[str, str] = {}
         self.changes: list[str] = []
         self.published: list[tuple[Endpoint, ...]] = []

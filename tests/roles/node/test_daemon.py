@@ -25,7 +25,7 @@ from calnet.host.netlink import numbers_for
 from calnet.model import Endpoint, NodeId, NodeKey
 from calnet.roles.node import daemon as daemon_module
 from calnet.roles.node import relay_link
-from calnet.roles.node.datapath import PeerStatus
+from calnet.roles.node.engine import PeerStatus
 from calnet.roles.node.state import StateDirectory
 from calnet.wire import control
 from calnet.wire import netmap as netmaps

@@ -10,12 +10,13 @@ from ipaddress import ip_network
 
 import pytest
 
-from calnet.errors import TimedOutError
+from calnet.errors import TimedOutError, UnreachableError
 from calnet.host.memory import Weather
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint, FilterRule, NodeId, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
-from calnet.roles.node.datapath import QUEUE_PACKETS, READ_BATCH, UNREACHABLES_PER_SECOND, describe_route
+from calnet.roles.node.datapath import READ_BATCH, UNREACHABLES_PER_SECOND, describe_route
+from calnet.roles.node.waiting import QUEUE_PACKETS
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
 from tests.roles.node.datapath_world import EVERYWHERE, Node, World, ends, play
 
@@ -290,10 +291,9 @@ class Scripted:
 
 def test_route_with_endpoint_and_relay_sends_both_and_delivers_once() -> None:
     async def scene(world: World) -> None:
-        one, two = world.pair()
+        one, two = world.pair(paths=Scripted)
         for node, peer in ((one, two), (two, one)):
-            node.path._paths = scripted = Scripted()  # type: ignore[assignment]
-            scripted.where = Route(peer.endpoint, True)
+            node.paths.where = Route(peer.endpoint, True)
         packet = tcp(b"x" * 20_000, ends(1, 2))
         _give(one, packet, 1228)
         await world.passes(1)
@@ -307,8 +307,9 @@ def test_route_with_endpoint_and_relay_sends_both_and_delivers_once() -> None:
 
 def test_calls_of_the_daemon_reach_the_paths() -> None:
     async def scene(world: World) -> None:
-        one, _ = world.pair()
-        one.path._paths = scripted = Scripted()  # type: ignore[assignment]
+        one, _ = world.pair(paths=Scripted)
+        scripted = one.paths
+        scripted.calls.clear()
         here = Endpoint("192.0.2.77", 5)
         one.path.local_endpoints([here])
         one.path.network_changed([here])
@@ -332,9 +333,9 @@ def test_calls_of_the_daemon_reach_the_paths() -> None:
 
 def test_what_paths_want_is_done_in_order() -> None:
     async def scene(world: World) -> None:
-        one, two = world.pair()
+        one, two = world.pair(paths=Scripted)
         listener = world.network.open(("192.0.2.60",))
-        one.path._paths = scripted = Scripted()  # type: ignore[assignment]
+        scripted = one.paths
         here = Endpoint("192.0.2.60", listener.port)
         pong = PongReceived(two.id, 5, Source(here), 0.02)
         scripted.answer = [
@@ -360,7 +361,7 @@ def test_what_paths_want_is_done_in_order() -> None:
         waiting = asyncio.ensure_future(one.path.ping(two.id, 100.0))
         await world.passes(0.1)
         one.path.close()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(UnreachableError):
             await waiting
 
     play(scene)
@@ -373,7 +374,7 @@ def test_stamp_that_cannot_be_kept_stops_the_handshake_and_is_told() -> None:
         _give(one, udp(b"x", ends(1, 2)))
         await world.passes(1)
         assert world.network.carried == 0
-        assert "full" in one.healths["state"]
+        assert "full" in one.healths["stamps"]
         one.disk_full, two.disk_full = False, True
         await world.passes(8)
         assert world.network.carried >= 1
@@ -428,7 +429,6 @@ def test_receiver_that_is_silent_sends_a_keepalive() -> None:
 def test_answering_side_alone_gets_the_initiators_confirmation() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        one.path._tunnel.peer(two.id)
         one.knows(two.as_peer(keepalive_s=5))
         await world.passes(8)
         assert two.tunnel.peer(one.id).current is not None  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ import pytest
 
 from calnet.errors import CalnetError, InvalidError, LoginNeededError, NotFoundError, TimedOutError, UsageError
 from calnet.model import Endpoint, NodeId
-from calnet.roles.node.datapath import PingAnswer
+from calnet.roles.node.engine import PingAnswer
 from calnet.wire import control
 from tests.roles.node.fakes import World, run, until
 
