@@ -1,8 +1,8 @@
 """The control session's messages: what a node and its server say to each other inside a `Channel`. MessagePack maps with the message's name under `t`.
 
 A session: the server sends `Welcome`; the node sends `Register` where it has to, then `Subscribe`, and is told `NetmapFull`, `NetmapUnchanged` or
-`NetmapDelta`, and deltas from then on. Requests carry a number that the answer repeats (`Registered`, `Done`, `Refused`). Either side sends `Ping`
-after 25 s of silence and is answered by `Pong`; 120 s of silence is a dead session. An unknown field is ignored; an unknown message is answered by
+`NetmapDelta`, and deltas from then on. Requests carry a number that the answer repeats (`Registered`, `Done`, `Refused`). The node sends `Ping`
+after 25 s without sending, the server after 25 s without hearing; each is answered by `Pong`; 120 s of silence is a dead session. An unknown field is ignored; an unknown message is answered by
 `Refused` with request 0.
 
 Binary values are raw; addresses, prefixes and endpoints are text; times are Unix seconds. `decode` raises WireError and nothing else.

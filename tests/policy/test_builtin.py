@@ -25,7 +25,7 @@ def node(number: int, user: int | None = 1, *, routes: tuple[Prefix, ...] = ()) 
 
 
 def may_reach(source: PolicyNode, destination: PolicyNode) -> bool:
-    """contracts.md's sentence, word for word."""
+    """The policy as `calnet admin policy show` says it, routes aside."""
     return destination.tagged or (source.user is not None and source.user == destination.user)
 
 

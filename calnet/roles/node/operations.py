@@ -1,4 +1,4 @@
-"""The local API of the daemon: operations, their arguments, and who may call them (contracts).
+"""The local API of the daemon: operations, their arguments, and who may call them.
 
 What only reads is open to every local user; what changes something needs root, the daemon's own user or the operator, by the credentials the kernel
 gives of whoever connected. Nothing here opens a file or connects anywhere that the caller names: there is no deputy to confuse.

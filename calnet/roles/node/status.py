@@ -1,4 +1,4 @@
-"""The documents that `status`, `whois` and `netcheck` print (contracts): pure, from what is known. Names of others are passed as they are: JSON escapes them,
+"""The documents that `status`, `whois` and `netcheck` print: pure, from what is known. Names of others are passed as they are: JSON escapes them,
 and the CLI makes them harmless where it prints text."""
 
 from __future__ import annotations

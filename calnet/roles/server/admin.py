@@ -1,4 +1,4 @@
-"""The admin socket's operations: words of contracts.md's `admin` nouns, each one call of the registry."""
+"""The admin socket's operations: the nouns and verbs of `calnet admin`, each one call of the registry."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class PublicUrl:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """See contracts for the flags. `prefix` None keeps the stored one; `url` None takes the URL by which each node reached the server."""
+    """The flags of `calnet server`, parsed. `prefix` None keeps the stored one; `url` None takes the URL by which each node reached the server."""
 
     state_dir: Path = Path(DEFAULT_STATE_DIR)
     listen: HostPort = _DEFAULT_LISTEN
