@@ -31,6 +31,8 @@ MAX_CLIENTS = 128
 """Connections served at a time; one more is closed at once, so that a local user can't use up the daemon's descriptors."""
 MAX_CLIENTS_PER_USER = 32
 """Of one user other than root: nobody can lock the others out."""
+MAX_CLIENTS_NOT_ROOT = 96
+"""Of all users other than root: one who has many user ids (as /etc/subuid gives) can't keep root out either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,18 @@ class LocalServer:
         except OSError:
             connection.close()
             return
-        of_user = sum(1 for other in self._clients.values() if other == uid)
-        if len(self._clients) >= MAX_CLIENTS or (uid != 0 and of_user >= MAX_CLIENTS_PER_USER):
+        if not self._has_room_for(uid):
             connection.close()
             return
         task = asyncio.create_task(self._serve(connection, pid, uid, gid))
         self._clients[task] = uid
         task.add_done_callback(self._forget)
+
+    def _has_room_for(self, uid: int) -> bool:
+        if uid == 0:
+            return len(self._clients) < MAX_CLIENTS
+        others = [other for other in self._clients.values() if other != 0]
+        return len(others) < MAX_CLIENTS_NOT_ROOT and others.count(uid) < MAX_CLIENTS_PER_USER
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._clients.pop(task, None)
