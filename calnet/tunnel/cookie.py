@@ -23,6 +23,7 @@ from calnet.tunnel.constants import (
     SOURCE_HANDSHAKES_PER_SECOND,
     UNDER_LOAD_FOR,
 )
+from calnet.wire.endpoints import source_network
 from calnet.wire.tunnel import COOKIE_NONCE_SIZE, MAC_SIZE, CookieReply, build_handshake
 
 NO_MAC2 = bytes(MAC_SIZE)
@@ -34,20 +35,9 @@ def source_bytes(source: Source) -> bytes:
     return f"udp {source.endpoint}".encode() if source.endpoint is not None else f"relay {source.relay_peer}".encode()
 
 
-def source_group(source: Source) -> str:
-    """What shares one limit under load: an IPv4 address, an IPv6 /64 (whoever has one address there has them all), a relayed peer."""
-    if source.endpoint is None:
-        return f"relay {source.relay_peer}"
-    host = source.endpoint.host
-    return ":".join(_expand_v6(host)[:4]) if ":" in host else host
-
-
-def _expand_v6(host: str) -> list[str]:
-    """The eight groups of a canonical IPv6 text."""
-    head, gap, tail = host.partition("::")
-    left = head.split(":") if head else []
-    right = tail.split(":") if tail else []
-    return [*left, *(["0"] * (8 - len(left) - len(right))), *right] if gap else left
+def source_group(source: Source) -> bytes:
+    """What shares one limit under load: an address, an IPv6 /64, a relayed peer."""
+    return f"relay {source.relay_peer}".encode() if source.endpoint is None else source_network(source.endpoint.host)
 
 
 class CookieChecker:
@@ -137,7 +127,7 @@ class SourceLimiter:
     """Under load, at most so many proven messages per source: a token bucket each, the table bounded by forgetting all that are full again."""
 
     def __init__(self) -> None:
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self._buckets: dict[bytes, tuple[float, float]] = {}
 
     def allows(self, source: Source, now: float) -> bool:
         """Counts one message of this source; whether it is to be looked at."""

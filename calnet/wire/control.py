@@ -2,8 +2,8 @@
 
 A session: the server sends `Welcome`; the node sends `Register` where it has to, then `Subscribe`, and is told `NetmapFull`, `NetmapUnchanged` or
 `NetmapDelta`, and deltas from then on. Requests carry a number that the answer repeats (`Registered`, `Done`, `Refused`). The node sends `Ping`
-after 25 s without sending, the server after 25 s without hearing; each is answered by `Pong`; 120 s of silence is a dead session. An unknown field is ignored; an unknown message is answered by
-`Refused` with request 0.
+after 25 s without sending, the server after 25 s without hearing, and is answered by `Pong`; 120 s of silence is a dead session. An unknown field is
+ignored; an unknown message is answered by `Refused` with request 0.
 
 Binary values are raw; addresses, prefixes and endpoints are text; times are Unix seconds. `decode` raises WireError and nothing else.
 """

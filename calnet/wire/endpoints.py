@@ -80,6 +80,18 @@ def unpack_endpoint(packed: bytes) -> Endpoint:
     return Endpoint(str(address_of(host[:4] if family == _FAMILY_4 else host)), port)
 
 
+def source_network(host: str, *, v4_bits: int = 32) -> bytes:
+    """What counts as one source where sources are bounded: an IPv4 address (or its first `v4_bits`), an IPv6 /64 (whoever has one address there has all).
+
+    An IPv4-mapped address counts as IPv4. What is no address (a Unix socket, say) is a source of its own.
+    """
+    try:
+        packed = address_of(ipaddress.ip_address(host.partition("%")[0]).packed).packed
+    except ValueError:
+        return host.encode()
+    return packed[: v4_bits // 8] if len(packed) == 4 else packed[:8]
+
+
 def is_candidate(endpoint: Endpoint, overlay: Iterable[Prefix] = ()) -> bool:
     """Whether `endpoint` may be probed: a unicast address that is neither this host's own loopback nor link-local nor inside an `overlay` prefix.
 

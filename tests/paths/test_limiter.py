@@ -2,25 +2,7 @@ from __future__ import annotations
 
 from calnet.model import NodeId
 from calnet.paths import constants as c
-from calnet.paths.limiter import Buckets, ProbeLimiter
-
-
-def test_bucket_gives_its_burst_then_its_rate() -> None:
-    buckets = Buckets(rate=8.0, burst=5.0, limit=8)
-    assert sum(buckets.take("a", 0.0) for _ in range(20)) == 5
-    assert sum(buckets.take("a", eighth / 8) for eighth in range(1, 33)) == 32
-    assert sum(buckets.take("a", 1_000.0) for _ in range(20)) == 5
-    assert buckets.take("b", 1_000.0)
-
-
-def test_buckets_are_bounded_and_forget_the_one_used_longest_ago() -> None:
-    buckets = Buckets(rate=1.0, burst=1.0, limit=3)
-    assert all(buckets.take(key, 0.0) for key in "abc")
-    assert not buckets.take("a", 0.0)
-    assert buckets.take("d", 0.0)
-    assert len(buckets) == 3
-    assert not buckets.take("a", 0.0)
-    assert buckets.take("b", 0.0)
+from calnet.paths.limiter import ProbeLimiter
 
 
 def test_limiter_bounds_one_address_over_all_peers() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from calnet.errors import WireError
 from calnet.model import Endpoint
-from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, pack_endpoint, parse_endpoint, unpack_endpoint
+from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, pack_endpoint, parse_endpoint, source_network, unpack_endpoint
 
 OVERLAY = (ip_network("100.70.0.0/24"), ip_network("fd12:3456:789a:1::/64"))
 
@@ -135,3 +135,19 @@ def test_endpoint_text_is_parsed_canonically(text: str, endpoint: Endpoint) -> N
 def test_endpoint_text_that_is_none_raises_wire_error(text: str) -> None:
     with pytest.raises(WireError):
         parse_endpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "bits", "expected"),
+    [
+        ("192.0.2.7", 32, b"\xc0\x00\x02\x07"),
+        ("192.0.2.7", 24, b"\xc0\x00\x02"),
+        ("::ffff:192.0.2.7", 24, b"\xc0\x00\x02"),
+        ("2001:db8::1", 24, b"\x20\x01\x0d\xb8\0\0\0\0"),
+        ("fe80::1%eth0", 32, b"\xfe\x80\0\0\0\0\0\0"),
+        ("", 32, b""),
+        ("testclient", 32, b"testclient"),
+    ],
+)
+def test_source_network_of_an_address_is_its_own_or_a_64(host: str, bits: int, expected: bytes) -> None:
+    assert source_network(host, v4_bits=bits) == expected

@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from calnet.errors import InvalidError, ProtocolError, UnreachableError
 from calnet.model import Prefix
-from calnet.roles.server.admission import Gate, source_of
+from calnet.roles.server.admission import Gate
 from calnet.roles.server.settings import PublicUrl, is_authority
+from calnet.wire.endpoints import source_network
 
 CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
@@ -40,7 +41,7 @@ class Connection:
     async def accept(self, gate: Gate, *, trusted: bool) -> bool:
         """Accept, unless the gate refuses one more that has not authenticated."""
         await self._receive()
-        source = source_of(self.host)
+        source = source_network(self.host)
         if not gate.enter(source, trusted=trusted):
             await self._send({"type": "websocket.close", "code": CLOSE_TRY_LATER})
             return False

@@ -31,7 +31,7 @@ class Session(Protocol):
     control_key: bytes
     node: NodeId | None
     source: bytes
-    """Where it comes from (admission.source_of)."""
+    """Where it comes from (endpoints.source_network)."""
 
     def end(self, code: str, text: str) -> None:
         """Say `Bye` and close; nothing that arrives is acted on any more."""

@@ -28,8 +28,8 @@ from calnet.errors import (
     UnreachableError,
     WireError,
 )
+from calnet.limits import RateLimiter
 from calnet.model import ControlKey, DiscoveryKey, Endpoint, Netmap, NodeId, NodeKey
-from calnet.roles.server.admission import RateLimiter, source_of
 from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, CLOSE_TRY_LATER, Connection
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.durable import durable
@@ -38,7 +38,7 @@ from calnet.roles.server.standing import NodeState, RegisterRequest
 from calnet.wire import control
 from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
-from calnet.wire.endpoints import parse_endpoints
+from calnet.wire.endpoints import parse_endpoints, source_network
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class ControlSession:
     def __init__(self, hub: ControlHub, connection: Connection, channel: Channel, origin: PublicUrl) -> None:
         self.control_key: bytes = channel.remote_static
         self.node: NodeId | None = None
-        self.source = source_of(connection.host)
+        self.source = source_network(connection.host)
         self._hub = hub
         self._registry = hub.registry
         self._connection = connection

@@ -11,6 +11,8 @@ from calnet.errors import HostError
 from calnet.roles.server.settings import HostPort
 
 BACKLOG = 1024
+IP_PKTINFO = 8
+"""ip(7); the socket module has no name for it."""
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
@@ -27,7 +29,7 @@ def udp_socket(where: HostPort, flag: str = "--stun-listen") -> socket.socket:
     if bound.family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
-        bound.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO, which the socket module does not name
+        bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     return bound
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from calnet.errors import InvalidError
 from calnet.model import Prefix
+from calnet.wire.control import MAX_ROUTES
 
-MAX_ROUTES: Final = 64
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 

@@ -6,16 +6,17 @@ import asyncio
 import socket
 from typing import Final
 
+from calnet.limits import RateLimiter
 from calnet.model import Endpoint
-from calnet.roles.server.admission import RateLimiter, source_of
+from calnet.roles.server.listeners import IP_PKTINFO
 from calnet.wire import stun
+from calnet.wire.endpoints import source_network
 
 ANSWERS_PER_S: Final = 20.0
 ANSWERS_BURST: Final = 100.0
 """For each IPv4 /24 and IPv6 /64: a hundred nodes that ask every 20 s take 5 a second. A forged source can't be flooded beyond this."""
 BATCH: Final = 64
 _ANCILLARY_SIZE: Final = 128
-_IP_PKTINFO: Final = 8
 
 
 class StunService:
@@ -51,7 +52,7 @@ class StunService:
 
     def _answer(self, data: bytes, ancillary: list[tuple[int, int, bytes]], address: tuple[str, int]) -> None:
         host = address[0].partition("%")[0].removeprefix("::ffff:")
-        if address[1] == 0 or not self._limiter.allow(source_of(host, v4_bits=24), self._loop.time()):
+        if address[1] == 0 or not self._limiter.allow(source_network(host, v4_bits=24), self._loop.time()):
             return
         answer = stun.answer(data, Endpoint(host, address[1]))
         if answer is None:
@@ -67,6 +68,6 @@ def _reply_from(received: tuple[int, int, bytes]) -> tuple[int, int, bytes] | No
     level, kind, data = received
     if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
         return level, kind, data[:16] + (data[16:20] if data[:2] == b"\xfe\x80" else bytes(4))
-    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+    if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
         return level, kind, bytes(4) + data[4:8] + bytes(4)
     return None

@@ -14,7 +14,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from calnet.errors import ProtocolError
-from calnet.roles.server.admission import Gate, source_of
+from calnet.roles.server.admission import Gate
+from calnet.wire.endpoints import source_network
 
 HEAD_TIMEOUT_S: Final = 10.0
 """From the connection (or the end of the last request) to the end of a request's head."""
@@ -55,7 +56,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         host = self.client[0] if self.client else ""
-        source = source_of(host)
+        source = source_network(host)
         if not self._gate.enter(source, trusted=self._trusted(host)):
             transport.abort()
             return
