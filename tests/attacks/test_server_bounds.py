@@ -211,6 +211,29 @@ def test_attack_23_disabled_node_can_not_have_itself_forgotten_or_renamed(office
         office.register(machine, key)
 
 
+@pytest.mark.parametrize("how", ["route revoked", "given to another user", "key expired and renewed"])
+def test_attack_23_access_taken_from_a_node_that_stays_is_told_at_once(office: Office, how: str) -> None:
+    done(office.registry.create_user("eve"))
+    machine = office.machine("router")
+    peer, router = office.join("peer"), office.join_as(machine, ("10.9.0.0/16",))
+    if how == "route revoked":
+        done(office.registry.approve_routes("router", ("10.9.0.0/16",)))
+    office.last()
+    if how == "route revoked":
+        done(office.registry.revoke_routes("router", ("10.9.0.0/16",)))
+    elif how == "given to another user":
+        done(office.registry.approve_node("router", "eve"))
+    else:
+        machine.renew()
+        office.register(machine)
+        office.last()
+        done(office.registry.disable_node("router"))
+        done(office.registry.enable_node("router"))
+    told = office.last()
+    assert told.urgent
+    assert {peer, router} <= told.netmaps
+
+
 # --- a clock that jumps
 
 
