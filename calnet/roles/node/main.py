@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from argparse import Namespace
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calnet.errors import HostError, InvalidError, UsageError
+from calnet.errors import HostError, UsageError
+from calnet.host.service_manager import notify
 from calnet.roles.node import log_format
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def settings_of(args: Namespace) -> Settings:
     tun = str(getattr(args, "tun", None) or DEFAULT_TUN)
     try:
         check_interface_name(tun)
-    except (HostError, InvalidError) as error:
+    except HostError as error:
         raise UsageError(f"--tun: {error}") from None
     return Settings(
         state_dir=Path(getattr(args, "state_dir", None) or DEFAULT_STATE_DIR).absolute(),
@@ -189,13 +189,3 @@ def _ready(settings: Settings) -> None:
     gc.freeze()
     print(f"calnet node ready: socket={settings.socket} state-dir={settings.state_dir}", file=sys.stderr, flush=True)
     notify("READY=1")
-
-
-def notify(text: str) -> None:
-    """Tell the service manager, where there is one (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-        manager.sendto(text.encode(), address)

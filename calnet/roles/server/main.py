@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING
 
 from calnet.crypto.keys import encode_key
 from calnet.errors import CalnetError
+from calnet.host.service_manager import notify
 from calnet.roles.server.settings import ServerSettings, settings_of
 
+if TYPE_CHECKING:  # loaded once the settings are known to be right
+    from calnet.roles.server.registry import Registry
+    from calnet.roles.server.server import CalnetServer
+
 log = logging.getLogger(__name__)
+
+Reread = Callable[[], Namespace]
 
 
 def run(args: Namespace) -> int:
@@ -41,21 +46,20 @@ def run(args: Namespace) -> int:
     registry = Registry(open_store(settings.store, settings.state_dir), clock=time.time, random=os.urandom, prefix=settings.prefix)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, registry, cast("Callable[[], Namespace] | None", getattr(args, "reread", None))))
+            runner.run(_serve(settings, registry, getattr(args, "reread", None)))
     finally:
         registry.close()
     return 0
 
 
-async def _serve(settings: ServerSettings, registry: object, reread: Callable[[], Namespace] | None) -> None:
-    from calnet.roles.server.registry import Registry
+async def _serve(settings: ServerSettings, registry: Registry, reread: Reread | None) -> None:
     from calnet.roles.server.server import CalnetServer
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = await CalnetServer.start(settings, cast("Registry", registry), clock=time.time, random=os.urandom)
+    server = await CalnetServer.start(settings, registry, clock=time.time, random=os.urandom)
     loop.add_signal_handler(signal.SIGHUP, _reload, server, reread)
     print(f"calnet server ready: url={server.url} control-key={encode_key(server.registry.control_key.public)}", file=sys.stderr, flush=True)
     notify("READY=1")
@@ -64,24 +68,10 @@ async def _serve(settings: ServerSettings, registry: object, reread: Callable[[]
     await server.stop()
 
 
-def _reload(server: object, reread: Callable[[], Namespace] | None) -> None:
-    from calnet.roles.server.server import CalnetServer
-
-    running = cast("CalnetServer", server)
+def _reload(server: CalnetServer, reread: Reread | None) -> None:
     try:
-        settings = running.settings if reread is None else settings_of(reread())
-        left = running.reload(settings)
+        left = server.reload(server.settings if reread is None else settings_of(reread()))
     except CalnetError as error:
         log.error("configuration_not_reloaded reason=%s", error)
         return
     log.info("configuration_reloaded needs_restart=%s", ",".join(left) or "nothing")
-
-
-def notify(text: str) -> None:
-    """Tell the service manager, where there is one (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-        manager.sendto(text.encode(), address)

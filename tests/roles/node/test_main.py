@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import stat
 from pathlib import Path
 
@@ -54,17 +53,6 @@ def test_socket_directory_is_open_to_all_whatever_the_umask(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o755
     with pytest.raises(HostError, match="--socket"):
         node_main.make_socket_directory(Path("/proc/nowhere/calnet.sock"))
-
-
-def test_service_manager_is_told_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    node_main.notify("READY=1")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        node_main.notify("READY=1")
-        assert manager.recv(100) == b"READY=1"
-    node_main.notify("gone")
 
 
 def test_log_line_is_one_printable_line_and_has_a_traceback_only_in_debug() -> None:
