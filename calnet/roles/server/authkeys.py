@@ -59,7 +59,7 @@ def check_auth_key(state: Snapshot, text: str, server_key: ControlKey) -> AuthKe
     except InvalidError as error:
         raise ForbiddenError(str(error)) from error
     if key.server_key != server_key:
-        raise ForbiddenError("that pre-auth key is another server's")
+        raise ForbiddenError("that pre-auth key is another server's: check --server, or ask an admin of this one for a key")
     record = state.keys.get(key.id.hex())
     right = equal(blake2s(key.secret), _NO_HASH if record is None else record.secret_hash)
     if record is None or not right:

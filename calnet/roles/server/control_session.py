@@ -246,8 +246,10 @@ class ControlSession:
         timing, number = self._hub.timing, 0
         while True:
             silence = self._loop.time() - self._heard_at
-            if silence >= (timing.silence_s if self._admitted else timing.confirm_s) or len(self._queue) > MAX_QUEUED:
+            if silence >= (timing.silence_s if self._admitted else timing.confirm_s):
                 raise _SessionEndError(CLOSE_POLICY, f"nothing was heard for {silence:.0f} s")
+            if len(self._queue) > MAX_QUEUED:
+                raise _SessionEndError(CLOSE_POLICY, f"{MAX_QUEUED} messages wait for this connection, which does not take them")
             if silence >= timing.keepalive_s and self._admitted:
                 number += 1
                 self._say(control.Ping(number))
@@ -349,13 +351,13 @@ class ControlSession:
 
     def _registered(self) -> NodeId:
         if self.node is None:
-            raise LoginNeededError("this machine is not registered here")
+            raise LoginNeededError("this machine is not registered here: log in with `calnet up`")
         return self.node
 
     def _active(self) -> NodeId:
         node = self._registered()
         if self._registry.standing_of(node).state is not NodeState.ACTIVE:
-            raise LoginNeededError("this node is not active")
+            raise LoginNeededError("this node is not active: log in with `calnet login`, or ask an admin")
         return node
 
     async def _register(self, message: control.Register) -> None:

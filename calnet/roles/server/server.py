@@ -8,7 +8,6 @@ import logging
 import math
 import ssl
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -242,5 +241,5 @@ def _explained(settings: ServerSettings) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, ssl.SSLError) as error:
-        what: Path | None = settings.tls_cert
-        raise ConfigError(f"the certificate {what} and key {settings.tls_key} can't be used: {error.strerror or error}") from None
+        what = f"the certificate {settings.tls_cert} and key {settings.tls_key} can't be used"
+        raise ConfigError(f"{what}: {error.strerror or error}; give PEM files that belong together and that the server may read") from None

@@ -40,7 +40,7 @@ def plan_delete_user(state: Snapshot, user: str) -> tuple[Sequence[Change], None
     if count:
         raise ConflictError(f"{record.name} has {count} node{'s' if count > 1 else ''}: delete or tag them first")
     if record.role == OWNER and sum(other.role == OWNER for other in state.users.values()) == 1:
-        raise ConflictError(f"{record.name} is the last owner")
+        raise ConflictError(f"{record.name} is the last owner, and somebody has to be")
     return [Delete(key_of(record)), *(Delete(key_of(key)) for key in state.keys.values() if key.user == record.id)], None
 
 
