@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from calnet.errors import HostError
+from calnet.host.tun import check_interface_name
 from calnet.model import Address, Prefix
 
 TIMEOUT_S: Final = 10.0
 _SYSTEM_PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
-_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,7 @@ def table_name(tun: str) -> str:
 
 def render(rules: Ruleset) -> str:
     """The script for `nft -f -`: the table made anew. HostError for an interface name that could be read as something else."""
-    if not _SAFE_NAME.fullmatch(rules.tun):
-        raise HostError(f"{rules.tun!r} is no name for an interface: letters, digits, '_', '.', '-', at most 15")
-    table = table_name(rules.tun)
+    table = table_name(check_interface_name(rules.tun))
     guard = [f'        iifname != "{rules.tun}" {_word(address)} daddr {address} fib saddr type != local drop' for address in rules.addresses]
     nat = [
         f'        oifname != "{rules.tun}" {_word(source)} saddr {source} {_word(route)} daddr {route} masquerade'

@@ -35,7 +35,7 @@ def test_render_without_routes_has_no_translation() -> None:
 
 @pytest.mark.parametrize("name", ['x"; flush ruleset; "', "a b", "../x", "x" * 16, "", "a\nb", "ä"])
 def test_render_of_a_hostile_interface_name_is_refused(name: str) -> None:
-    with pytest.raises(HostError, match="no name for an interface"):
+    with pytest.raises(HostError, match="not an interface name"):
         render(Ruleset(name, ()))
 
 
