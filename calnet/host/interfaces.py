@@ -14,7 +14,7 @@ from typing import Final
 from calnet.model import Address, Prefix
 
 MAX_CANDIDATES: Final = 16
-"""Local addresses offered to peers at most: a host with hundreds is asked about the first ones of each family."""
+"""Local addresses offered to peers at most: of a host with hundreds, the first ones."""
 
 _CONTAINER_BRIDGE: Final = re.compile(
     r"docker\d*|br-[0-9a-f]{12}|virbr\d+(-nic)?|lxcbr\d+|lxdbr\d+|incusbr\d+|podman\d+|cni[-\d].*|flannel.*|cali[0-9a-f].*|vnet\d+|veth[0-9a-f]{7,8}"

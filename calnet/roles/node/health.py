@@ -21,8 +21,8 @@ TEXT_LIMIT: Final = 600
 _SHARED: Final = ip_network("100.64.0.0/10")
 _TAILSCALE: Final = "tailscale"
 
-ERROR_CODES: Final = frozenset({"server-key-changed", "key-expired", "disabled", "host", "pinned-key-changed", "state", "tunnel"})
-INFO_CODES: Final = frozenset({"route-attached", "peer-key-renewed", "gso", "tun-offload", "udp-offload"})
+ERROR_CODES: Final = frozenset({"server-key-changed", "key-expired", "disabled", "host", "pinned-key-changed", "stamps", "state"})
+INFO_CODES: Final = frozenset({"route-attached", "peer-key-renewed", "gso", "udp-no-segmentation"})
 
 
 @dataclass(frozen=True, slots=True)
