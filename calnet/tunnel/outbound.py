@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from calnet.tunnel.segment import Quarters, Super, payload_sums, quarters_of, segment_headers, sum_quarters
+from calnet.tunnel.segment import Super, Thirds, payload_sums, segment_headers, sum_thirds, thirds_of
 from calnet.tunnel.session import Session
 from calnet.wire.ip import VIRTIO_HEADER_SIZE, ones_sum
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
@@ -51,7 +51,7 @@ class Outbound:
         self._nonce_words = nonces.cast("Q")
         self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(MAX_RUN)]
         self._places: dict[tuple[int, int], list[tuple[slice, memoryview, slice]]] = {}
-        self._quarters: dict[tuple[int, int], list[Quarters]] = {}
+        self._thirds: dict[tuple[int, int], list[Thirds]] = {}
         self._outs: dict[int, list[memoryview]] = {}
         self._session: Session | None = None
         self._size = self._count = self._limit = self._end = 0
@@ -155,14 +155,14 @@ class Outbound:
         whole = len(payload) // step
         if step % 2 or whole < 2:
             return payload_sums(payload, step)
-        quarters = self._quarters.get((header, step))
-        if quarters is None or len(quarters) < whole:
-            if len(self._quarters) >= _MAX_SHAPES:
-                self._quarters.clear()
+        thirds = self._thirds.get((header, step))
+        if thirds is None or len(thirds) < whole:
+            if len(self._thirds) >= _MAX_SHAPES:
+                self._thirds.clear()
             begin = START + header
-            quarters = [quarters_of(self.plain[at : at + step]) for at in range(begin, begin + step * max(whole, min(MAX_RUN, MAX_PACKET // step)), step)]
-            self._quarters[header, step] = quarters
-        sums = sum_quarters(quarters[:whole])
+            thirds = [thirds_of(self.plain[at : at + step]) for at in range(begin, begin + step * max(whole, min(MAX_RUN, MAX_PACKET // step)), step)]
+            self._thirds[header, step] = thirds
+        sums = sum_thirds(thirds[:whole])
         if whole * step < len(payload):
             sums.append(ones_sum(payload[whole * step :]))
         return sums

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.errors import WireError
-from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, quarters_of, segment_headers, sum_quarters
+from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, segment_headers, sum_thirds, thirds_of
 from calnet.wire.ip import Virtio, ones_sum, parse_virtio
 from tests.ip_packets import TIMESTAMPS, V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, is_sound, tcp, udp, virtio
 
@@ -43,6 +44,15 @@ def test_tcp_super_packet_any_shape_is_cut_as_the_oracle_does(ends, segment, len
     assert all(is_sound(one) for one in made)
 
 
+@pytest.mark.parametrize("ends", [V4, V6])
+@pytest.mark.parametrize("fill", [b"\0", b"\xff"])
+@pytest.mark.parametrize("sequence", [0xFFFFFFFF, 0xFFFFFFFF - 4000, 2**32 - 5000, 2**32 - 10000])
+def test_tcp_super_packet_whose_numbers_wrap_is_cut_as_the_oracle_does(ends, fill: bytes, sequence: int) -> None:  # type: ignore[no-untyped-def]
+    for ident in (0xFFF0, 0xFFF6, 0xFFFF):
+        packet = tcp(fill * 10000, ends, flags=0x99, sequence=sequence, ident=ident)
+        assert _segments(packet, 1000) == cut(packet, 1000)
+
+
 @settings(max_examples=100)
 @given(ENDS, st.integers(1, 1500), st.integers(1, 6000), st.integers(0, 0xFFFF), st.randoms())
 def test_udp_super_packet_any_shape_is_cut_as_the_oracle_does(ends, segment, length, ident, random) -> None:  # type: ignore[no-untyped-def]
@@ -74,9 +84,26 @@ def test_payload_sums_are_congruent_to_the_sum_of_each_piece(payload: bytes, ste
     assert sums == [ones_sum(payload[at : at + step]) for at in range(0, len(payload), step)]
 
 
-@given(st.binary(max_size=3000).filter(lambda data: len(data) % 2 == 0))
-def test_sum_quarters_of_even_pieces_is_their_sum(piece: bytes) -> None:
-    assert sum_quarters([quarters_of(memoryview(piece))] * 2) == [ones_sum(piece)] * 2
+def _pair_by_pair(piece: bytes) -> int:
+    """RFC 1071 to the letter: big-endian words, an odd last byte padded, one by one."""
+    padded = piece + b"\0" * (len(piece) % 2)
+    return sum(padded[at] << 8 | padded[at + 1] for at in range(0, len(padded), 2)) % 65535
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xff", b"\xff\0", b"\0\xff", b"\xff\xff\0\0", b"\xff\xfe", b"\x80\0", b"\0\x01", b"random"])
+def test_every_sum_of_any_length_is_that_of_its_words(fill: bytes) -> None:
+    source = Random(7).randbytes(2000) if fill == b"random" else (fill * 2000)[:2000]
+    for length in range(2001):
+        piece = memoryview(source)[:length]
+        expected = _pair_by_pair(source[:length])
+        assert ones_sum(piece) == expected
+        if length % 2 == 0:
+            assert sum_thirds([thirds_of(piece)])[0] % 65535 == expected
+
+
+@given(st.lists(st.binary(max_size=3000).filter(lambda data: len(data) % 2 == 0), max_size=4))
+def test_sum_thirds_of_even_pieces_are_congruent_to_their_sums(pieces: list[bytes]) -> None:
+    assert [one % 65535 for one in sum_thirds([thirds_of(memoryview(piece)) for piece in pieces])] == [_pair_by_pair(piece) for piece in pieces]
 
 
 def test_ecn_bit_of_the_virtio_header_is_no_other_type() -> None:
