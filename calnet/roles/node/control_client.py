@@ -111,18 +111,23 @@ class ControlClient:
             started = loop.time()
             try:
                 await self._session()
-            except AuthenticationError as error:
-                self._events.server_key_wrong(error)
-                self._events.control_lost(error)
             except CalnetError as error:
-                self._events.control_lost(error)
+                if not self._stopped:
+                    self._lost(error)
             finally:
                 await self._ended()
+            if self._stopped:
+                return
             attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
             await self._pause(backoff(attempt - 1 if attempt else 0, self._random(1)[0] / 256))
 
+    def _lost(self, error: CalnetError) -> None:
+        if isinstance(error, AuthenticationError):
+            self._events.server_key_wrong(error)
+        self._events.control_lost(error)
+
     def stop(self) -> None:
-        """Tell nothing more: the caller is done with this server, and cancels `run`."""
+        """Tell nothing more and connect no more: the caller is done with this server, and cancels `run` (a cancel alone could be lost, see first_error)."""
         self._stopped = True
 
     def reconnect_now(self) -> None:

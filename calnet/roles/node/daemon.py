@@ -152,6 +152,8 @@ class Daemon:
         if self._watch is not None:
             self._watch()
         ending = list(self._tasks.values())
+        if self.client is not None:
+            self.client.stop()
         for task in ending:
             task.cancel()
         self.relay.stop()

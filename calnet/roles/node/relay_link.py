@@ -42,6 +42,11 @@ class _Leg:
         self.task = asyncio.create_task(self.client.run())
         self.task.add_done_callback(link.leg_ended)
 
+    def stop(self) -> None:
+        """End it now; told to the client too, as a connection that breaks at this moment would swallow the cancel."""
+        self.client.end_with_connection()
+        self.task.cancel()
+
     def relay_connected(self, connected: bool, reason: str) -> None:
         self.link.leg_changed(self, connected, reason)
 
@@ -90,7 +95,7 @@ class RelayLink:
         """A client's event. The successor is the one as soon as it is connected, or the old connection ends: the relay says the latter a moment earlier."""
         if self._next is not None and (leg is self._next) == connected:
             if self._leg is not None:
-                self._leg.task.cancel()
+                self._leg.stop()
             self._leg, self._next = self._next, None
             if not connected:
                 return
@@ -117,7 +122,7 @@ class RelayLink:
             self._timer.cancel()
         for leg in (self._leg, self._next):
             if leg is not None:
-                leg.task.cancel()
+                leg.stop()
         was = self._leg is not None
         self._leg = self._next = self._timer = self._down_since = None
         self._url, self._server_key = "", b""

@@ -302,6 +302,9 @@ def backoff(attempt: int, fraction: float, limit: float = 30.0) -> float:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The CalnetError that ended a connection's tasks; what is none of ours comes first, as it is a defect."""
+    """The CalnetError that ended a connection's tasks; what is none of ours comes first, as it is a defect.
+
+    A task group whose task fails while the caller is being cancelled raises that failure alone: the cancel is lost, so clients are told to stop beside it.
+    """
     found = [first_error(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
     return next((error for error in found if not isinstance(error, CalnetError)), found[0])

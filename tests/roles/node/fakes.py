@@ -145,8 +145,8 @@ class FakeServer:
             answer = channel.receive_handshake(await socket.receive())
             await socket.send(answer or b"")
             session = Session(socket, channel)
-            await session.say(control.Welcome(self.wall() + self.time_ahead, "test", 1, self.standing, "CODE" if self.standing == "pending" else ""))
             self.sessions.append(session)
+            await session.say(control.Welcome(self.wall() + self.time_ahead, "test", 1, self.standing, "CODE" if self.standing == "pending" else ""))
             while True:
                 whole = channel.receive(await socket.receive())
                 if whole is not None:
@@ -195,12 +195,15 @@ class FakeServer:
         with suppress(CalnetError):
             await socket.send(channel.receive_handshake(await socket.receive()) or b"")
             key = relay.check_proof(channel, await socket.receive())
-            await socket.send(relay.verdict(channel, self.relay_refusal or relay.Reason.WELCOME))
-            session = RelaySession(socket, key)
-            for other in self.relays:
-                if not other.socket.closed:
-                    await other.socket.send(relay.close_frame(relay.Reason.REPLACED))
+            if self.relay_refusal is not None:
+                await socket.send(relay.verdict(channel, self.relay_refusal))
+                await socket.close()
+                return
+            session, others = RelaySession(socket, key), [other for other in self.relays if not other.socket.closed]
             self.relays.append(session)
+            await socket.send(relay.verdict(channel, relay.Reason.WELCOME))
+            for other in others:
+                await other.socket.send(relay.close_frame(relay.Reason.REPLACED))
             decoder = relay.RelayDecoder()
             while True:
                 match decoder.decode(await socket.receive()):

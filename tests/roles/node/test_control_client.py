@@ -112,6 +112,19 @@ def test_request_without_an_answer_times_out_and_without_a_session_is_refused(tm
     run(tmp_path, script)
 
 
+def test_client_stopped_while_its_connection_breaks_makes_no_other(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.daemon.stop_control()
+        await world.server.drop()
+        await asyncio.sleep(0)
+        await until(lambda: not any("ControlClient" in repr(task) for task in asyncio.all_tasks()))
+        assert len(world.server.sessions) == 1
+
+    run(tmp_path, script)
+
+
 def test_backoff_doubles_to_its_limit_and_is_jittered() -> None:
     assert [backoff(attempt, 0.999999) for attempt in range(8)] == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30], rel=1e-3)
     assert backoff(0, 0.0) == 0.25

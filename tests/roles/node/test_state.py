@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.errors import StateError
@@ -66,6 +66,7 @@ def test_state_encoded_and_decoded_is_the_same() -> None:
         assert read.secret_bytes() == written.secret_bytes()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_decode_state_of_random_bytes_raises_its_documented_error(data: bytes) -> None:
     with pytest.raises(StateError):
