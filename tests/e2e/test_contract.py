@@ -10,30 +10,10 @@ import pytest
 from calnet.roles.demo.nat import NatKind
 from calnet.roles.demo.product import Node, Server, eventually
 from tests.e2e.network import PROGRAM, SOON, Network, await_direct, network
+from tests.status_document import PEER, SELF, SERVER, STATUS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-STATUS = {"state", "server", "self", "peers", "health", "version"}
-SERVER = {"url", "connected", "last_seen_s"}
-SELF = {"id", "name", "user", "os", "ip", "ips", "prefix", "public_key", "udp_port", "endpoints", "tags", "routes", "key_expires"}
-PEER = {
-    "id",
-    "name",
-    "user",
-    "os",
-    "ip",
-    "ips",
-    "online",
-    "last_seen",
-    "path",
-    "endpoint",
-    "rtt_ms",
-    "last_handshake_s",
-    "rx_bytes",
-    "tx_bytes",
-    "routes",
-    "tags",
-}
 NOBODY = 65534
 NOWHERE = "http://203.0.113.1:9"
 """Nobody listens there."""

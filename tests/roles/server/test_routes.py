@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calnet.errors import InvalidError
-from calnet.roles.server.routes import MAX_ROUTES, canonical_routes, check_approvable, parse_route
+from calnet.roles.server.routes import canonical_routes, check_approvable, parse_route
+from calnet.wire.control import MAX_ROUTES
 
 OVERLAY = (ipaddress.ip_network("100.70.0.0/24"), ipaddress.ip_network("fd00:1::/64"))
 
