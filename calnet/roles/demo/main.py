@@ -14,7 +14,6 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -206,18 +205,3 @@ class _Demo:
         self._result["file"] = {"bytes": got["bytes"], "s": round(seconds, 3), "whole": whole, "sha256": got["sha256"]}
         text = f"{_FILE_BYTES / 1e6:.0f} MB from alice to bob in {seconds:.1f} s: "
         self._story.tell("file", text + (f"arrived whole (sha256 {str(got['sha256'])[:16]}…)" if whole else "NOT the same bytes"), good=whole)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """For a checkout without the CLI: `python -m calnet.roles.demo.main [--json]`."""
-    parser = argparse.ArgumentParser(prog="calnet demo", description="Two machines behind NATs reach each other, in network namespaces of this machine.")
-    parser.add_argument("--json", action="store_true", help="print one final document; the story goes to stderr")
-    try:
-        return run(parser.parse_args(argv))
-    except CalnetError as failure:
-        print(f"calnet demo: {failure}", file=sys.stderr)
-        return failure.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())
