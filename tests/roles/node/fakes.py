@@ -19,8 +19,7 @@ from calnet.host.memory_network import MemoryNetwork
 from calnet.host.nft import MemoryNftables
 from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Peer, Relay, SelfNode
 from calnet.roles.node.daemon import NO_STATUS, Clocks, Daemon, Machine
-from calnet.roles.node.datapath import PeerStatus, PingAnswer
-from calnet.roles.node.engine import EngineHost, Netcheck
+from calnet.roles.node.engine import EngineHost, Netcheck, PeerStatus, PingAnswer
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.login import Logins
 from calnet.roles.node.operations import Operations
@@ -136,8 +135,8 @@ class FakeServer:
 
     async def drop(self) -> None:
         """All connections end."""
-        for session in (*self.sessions, *self.relays):
-            await session.socket.close()
+        for socket in [*(session.socket for session in self.sessions), *(session.socket for session in self.relays)]:
+            await socket.close()
 
     async def _control(self, socket: MemorySocket) -> None:
         channel = Channel.server(self.key, PrivateKey(b"\x22" * 32))
@@ -234,7 +233,8 @@ class FakeEngine:
     """Remembers what it was told."""
 
     def __init__(self, port: int, host: EngineHost, keys: Keys) -> None:
-        self.port, self.host, self.gso_max_size = port or 40_001, host, None
+        self.port, self.host = port or 40_001, host
+        self.gso_max_size: int | None = None
         self.identities = [keys.node.public]
         self.netmaps: list[tuple[Netmap, bool]] = []
         self.relay_states: list[bool] = []
@@ -352,7 +352,7 @@ class World:
     async def _emit(self, event: dict[str, object]) -> None:
         self.events.append(event)
 
-    async def up(self, **args: object) -> Any:
+    async def up(self, **args: Any) -> Any:
         return await self.call("up", server=URL, auth_key=self.server.auth_key(), **args)
 
     @property
