@@ -1,6 +1,6 @@
 """In-memory twins of the TUN device and the UDP port, for tests and the simulator: same contracts, no kernel, seeded misfortune.
 
-`MemoryNetwork` carries datagrams between `MemoryUdp` ports with latency, loss, reordering and duplication, by the clock of the event loop that watches the
+`MemoryUnderlay` carries datagrams between `MemoryUdp` ports with latency, loss, reordering and duplication, by the clock of the event loop that watches the
 receiving port (a virtual clock's loop makes it deterministic). `MemoryTun` is the device with its kernel side open: `inject` is what the kernel would send
 through it, `delivered` what it got.
 """
@@ -93,7 +93,7 @@ class Weather:
     reorder_s: float = 0.005
 
 
-class MemoryNetwork:
+class MemoryUnderlay:
     """One broadcast-free network where every address reaches every other. `random()` gives floats in [0, 1); a seeded one makes a run repeatable."""
 
     def __init__(self, random: Callable[[], float], weather: Weather | None = None) -> None:
@@ -138,9 +138,9 @@ class MemoryNetwork:
 
 
 class MemoryUdp:
-    """A port of a MemoryNetwork. Datagrams that arrive while nobody watches wait for whoever does."""
+    """A port of a MemoryUnderlay. Datagrams that arrive while nobody watches wait for whoever does."""
 
-    def __init__(self, network: MemoryNetwork, hosts: tuple[str, ...], port: int) -> None:
+    def __init__(self, network: MemoryUnderlay, hosts: tuple[str, ...], port: int) -> None:
         self.port = port
         self._network = network
         self._hosts = hosts

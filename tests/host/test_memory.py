@@ -9,7 +9,7 @@ import pytest
 
 from calnet.errors import HostError
 from calnet.host import memory
-from calnet.host.memory import MemoryNetwork, MemoryTun, Weather
+from calnet.host.memory import MemoryTun, MemoryUnderlay, Weather
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint
 from tests.host.tun_contract import TunLab, check_contract
@@ -20,13 +20,13 @@ from tests.ip_packets import V4, tcp
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
 def test_memory_port_keeps_the_contract(host: str) -> None:
-    network = MemoryNetwork(random.Random(1).random)
+    network = MemoryUnderlay(random.Random(1).random)
     one, two = network.open((host,)), network.open((host,))
     asyncio.run(check_udp_contract(one, two, host, Endpoint(host, 9)))
 
 
 def test_memory_port_taken_is_a_host_error_until_closed() -> None:
-    network = MemoryNetwork(random.Random(1).random)
+    network = MemoryUnderlay(random.Random(1).random)
     one = network.open(("192.0.2.1",), 500)
     with pytest.raises(HostError, match="500 is taken"):
         network.open(("192.0.2.1",), 500)
@@ -35,7 +35,7 @@ def test_memory_port_taken_is_a_host_error_until_closed() -> None:
 
 
 async def _exchange(weather: Weather, count: int, target: str = "192.0.2.2") -> list[int]:
-    network = MemoryNetwork(random.Random(4).random, weather)
+    network = MemoryUnderlay(random.Random(4).random, weather)
     one, two = network.open(("192.0.2.1", "2001:db8::1")), network.open(("192.0.2.2",))
     listener = Listener(two)
     with listener.watching():
@@ -61,7 +61,7 @@ def test_weather_loses_doubles_and_reorders_repeatably() -> None:
 
 def test_blocked_direction_carries_nothing_and_a_full_port_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "QUEUE_LIMIT", 3)
-    network = MemoryNetwork(random.Random(1).random)
+    network = MemoryUnderlay(random.Random(1).random)
     one, two = network.open(("192.0.2.1",)), network.open(("192.0.2.2",))
     network.blocked = lambda source, target: source.host == "192.0.2.2"
     two.send(Endpoint("192.0.2.1", one.port), b"x", 1)

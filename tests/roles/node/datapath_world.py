@@ -10,7 +10,7 @@ from typing import Any
 
 from calnet.crypto.keys import PrivateKey
 from calnet.errors import StateError
-from calnet.host.memory import MemoryNetwork, MemoryTun, MemoryUdp, Weather
+from calnet.host.memory import MemoryTun, MemoryUdp, MemoryUnderlay, Weather
 from calnet.host.tun import Offloads
 from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
 from calnet.paths.paths import Paths
@@ -161,7 +161,7 @@ class World:
     """All nodes, and the network and relay between them."""
 
     def __init__(self, weather: Weather | None = None) -> None:
-        self.network = MemoryNetwork(random.Random(5).random, weather)
+        self.network = MemoryUnderlay(random.Random(5).random, weather)
         self.nodes: dict[NodeId, Node] = {}
         self.relay_up = True
         self.relay_at = 0.0
