@@ -24,8 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from zipimport import zipimporter
 
-    Index = dict[str, dict[str, dict[str, str]]]
-
 
 def this_target() -> str:
     """This Python and machine, as the index names them."""
