@@ -33,14 +33,6 @@ class PolicyNode:
     routes: tuple[Prefix, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Whether policy lets a packet pass, and why, in words for a person."""
-
-    allowed: bool
-    why: str
-
-
 class BuiltinPolicy:
     """The policy over a set of nodes that changes node by node. Asking about one node costs as much as it has peers, whatever the number of nodes."""
 
@@ -103,21 +95,6 @@ class BuiltinPolicy:
             rules.append(FilterRule(self._overlay, node.routes))
         return tuple(rules)
 
-    def explain(self, source: NodeId, destination: NodeId | Address, protocol: int, port: int) -> Explanation:
-        """Whether `source` may send to a node, or to an address (a node's, or one behind an approved route). This policy looks at neither protocol nor port."""
-        node = self._nodes.get(source)
-        if node is None:
-            return Explanation(False, "the source is no active node")
-        if isinstance(destination, int):
-            there = self._nodes.get(destination)
-            return Explanation(False, "the destination is no active node") if there is None else _explain_node(node, there)
-        for there in self._nodes.values():
-            if destination in there.addresses:
-                return _explain_node(node, there)
-        if any(destination in route for there in self._nodes.values() if there.id != source for route in there.routes):
-            return Explanation(True, "approved routes are reachable by all nodes")
-        return Explanation(False, "no active node has that address, and no approved route covers it")
-
     def _mates(self, node: PolicyNode) -> set[NodeId]:
         return set() if node.user is None else self._of_user[node.user]
 
@@ -138,13 +115,3 @@ class BuiltinPolicy:
 
 def _hosts_of(node: PolicyNode) -> tuple[Prefix, ...]:
     return tuple(ip_network(address) for address in node.addresses)
-
-
-def _explain_node(source: PolicyNode, destination: PolicyNode) -> Explanation:
-    if source.id == destination.id:
-        return Explanation(True, "a node reaches itself")
-    if destination.tagged:
-        return Explanation(True, "tagged nodes are reachable by all nodes")
-    if source.user is not None and source.user == destination.user:
-        return Explanation(True, "nodes of one user reach each other")
-    return Explanation(False, "no rule lets it: they have different owners, and the destination has no tag")
