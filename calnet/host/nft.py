@@ -87,7 +87,8 @@ class KernelNftables:
         await _run(render(rules))
 
     async def remove(self, tun: str) -> None:
-        await _run(render_removal(tun))
+        if find_nft() is not None:  # else none of ours was ever made
+            await _run(render_removal(tun))
 
     async def dump(self) -> str:
         """The whole ruleset as text, for the health probe; empty where there is no nft or it may not be read."""

@@ -50,6 +50,7 @@ def test_install_without_the_program_says_what_to_install(monkeypatch: pytest.Mo
     with pytest.raises(HostError, match="apt install nftables"):
         asyncio.run(KernelNftables().install(RULES))
     assert asyncio.run(KernelNftables().dump()) == ""
+    asyncio.run(KernelNftables().remove("calnet0"))
 
 
 def test_memory_nftables_remembers_what_stands() -> None:

@@ -49,6 +49,8 @@ class HostSetup:
         self.network = network
         self._directory, self._nft, self._reader = directory, nft, reader
         self._lock = asyncio.Lock()
+        self._touched = False
+        """Something was begun that has to be undone, done or not."""
         self._standing: LinkConfig | None = None
         self._rules: Ruleset | None = None
         self.view = NetworkView(())
@@ -59,7 +61,7 @@ class HostSetup:
     @property
     def stands(self) -> bool:
         """Whether anything is set up on this machine."""
-        return self._standing is not None or self._rules is not None
+        return self._touched
 
     async def clean_leftovers(self) -> None:
         """Undo what a crashed daemon with this state directory left. A failure is logged: it must not keep the node from starting."""
@@ -91,14 +93,23 @@ class HostSetup:
         return candidate_addresses(self.view.interfaces, self.tun, overlay)
 
     async def apply(self, netmap: Netmap, *, accept_routes: bool, gso_max_size: int | None) -> None:
-        """Make the machine fit `netmap`; only differences are touched. HostError where interface or routes can't be had."""
+        """Make the machine fit `netmap`; only differences are touched. HostError where interface or routes can't be had.
+
+        Cancelled, it still goes to its end, and `clear` waits for that: the thread or program at work could not be stopped, and what it sets up would stay.
+        """
+        work = asyncio.ensure_future(self._apply(netmap, accept_routes, gso_max_size))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(work)
+
+    async def _apply(self, netmap: Netmap, accept_routes: bool, gso_max_size: int | None) -> None:
         async with self._lock:
             plan = plan_routes(netmap, attached_prefixes(self.view.interfaces, self.tun), accept_routes=accept_routes)
             wanted = LinkConfig(self.tun, netmap.self.addresses, self.mtu, plan.routes, plan.excepted, gso_max_size)
             findings = list(plan.findings)
             if wanted != self._standing:
-                if self._standing is None:
+                if not self._touched:
                     self._directory.record_host(self.tun, numbers_for(self.tun))
+                    self._touched = True
                 notes = await self.network.configure(wanted)
                 self._standing = wanted
                 findings += [Finding(note.partition(":")[0], note.partition(": ")[2]) for note in notes]
@@ -131,12 +142,12 @@ class HostSetup:
             self.findings, self.accepted = (), ()
             try:
                 await self.network.remove(numbers_for(self.tun), self.tun)
-                if self._rules is not None:
-                    await self._nft.remove(self.tun)
+                await self._nft.remove(self.tun)
             except HostError as error:
                 log.warning("host_undo_failed tun=%s error=%s", self.tun, error)
                 return
             self._standing = self._rules = None
+            self._touched = False
             self._directory.record_host(self.tun, None)
 
     async def probe(self, advertising: Iterable[Prefix]) -> None:

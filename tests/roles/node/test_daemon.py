@@ -21,7 +21,7 @@ from calnet.errors import (
     UnreachableError,
 )
 from calnet.host.interfaces import Interface, NetworkView
-from calnet.host.netlink import numbers_for
+from calnet.host.netlink import LinkConfig, numbers_for
 from calnet.model import Endpoint, NodeId, NodeKey
 from calnet.roles.node import daemon as daemon_module
 from calnet.roles.node import relay_link
@@ -72,6 +72,33 @@ def test_halt_undoes_what_was_set_up(tmp_path: Path) -> None:
         assert world.network.configured is None
         assert world.nft.installed is None
         assert world.engine.closed
+        assert not (tmp_path / "state" / "host.json").exists()
+
+    run(tmp_path, script)
+
+
+def test_halt_in_the_middle_of_setting_up_undoes_that_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        configure = world.network.configure
+
+        async def slowly(wanted: LinkConfig) -> tuple[str, ...]:
+            begun.set()
+            await go_on.wait()
+            return await configure(wanted)
+
+        monkeypatch.setattr(world.network, "configure", slowly)
+        going_up = asyncio.create_task(world.up())
+        await begun.wait()
+        halting = asyncio.create_task(world.halt())
+        await until(lambda: world.engine.closed)
+        go_on.set()
+        await halting
+        going_up.cancel()
+        await asyncio.gather(going_up, return_exceptions=True)
+        assert world.network.configured is None
+        assert world.network.removed
         assert not (tmp_path / "state" / "host.json").exists()
 
     run(tmp_path, script)
