@@ -29,6 +29,7 @@ from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix
 from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
+from calnet.policy.packets import flow_key
 from calnet.roles.node.engine import DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
@@ -66,6 +67,8 @@ from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 READ_BATCH: Final = 64
 """TUN packets, or UDP batches, taken before others have their turn."""
+REUSE_S: Final = 0.05
+"""While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
 UNREACHABLES_PER_SECOND: Final = 50
 REJECTIONS_TO_TELL: Final = 3
 """Handshake responses in a row that don't authenticate before the user hears of it."""
@@ -100,13 +103,16 @@ class DataPath:
         self._rejections: dict[NodeId, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
+        self._look: asyncio.TimerHandle | None = None
         self._running = False
         self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on)
         self._source = Source(None, None)
         self._now = monotonic()
         self._sent_in_second = (0, 0)
-        self._flow = b""
-        self._flow_session: Session | None = None
+        self._sent_flow: bytes | None = None
+        self._sent_session: Session | None = None
+        self._accepted: tuple[Session, bytes] | None = None
+        self._reuse_until = 0.0
         self.dropped = 0
         """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
         offloads = tun.offloads
@@ -139,9 +145,10 @@ class DataPath:
         self._sender.close()
         self._tun.unwatch(self._loop)
         self._udp.unwatch(self._loop)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._look):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._look = None
         for waiting in self._pings.values():
             if not waiting.done():
                 waiting.set_exception(UnreachableError("the node went down before an answer came"))
@@ -201,11 +208,11 @@ class DataPath:
         if not 0 < length <= len(self._inbound.buffer):
             self.dropped += 1
             return
-        self._begin()
+        self._begin(flowing=True)
         self._source = Source(None, peer)
         self._inbound.buffer[:length] = datagram
         self._inbound.receive(length, length)
-        self._settle()
+        self._settle(flowing=True)
 
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
         """Probe the present path to `peer`. TimedOutError without an answer, UnreachableError where `close` comes first; NotFoundError or InvalidError
@@ -235,7 +242,7 @@ class DataPath:
     # --- From the TUN ---
 
     def _on_tun(self) -> None:
-        self._begin()
+        self._begin(flowing=True)
         read, buffer, take = self._tun.read_into, self._read_buffer, self._take
         try:
             for _ in range(READ_BATCH):
@@ -248,18 +255,17 @@ class DataPath:
         except HostError as error:
             self._tun.unwatch(self._loop)
             self._host.health("tun-gone", str(error))
-        self._settle()
+        self._settle(flowing=True)
 
     def _take(self, end: int) -> None:
         """The packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
-        plain = self._outbound.plain
-        packet = plain[START:end]
-        flow = bytes(plain[START + 12 : START + 24]) if plain[START] == 0x45 else b""
-        if flow and flow == self._flow and self._flow_session is not None and end > START + 28:
-            session: Session | None = self._flow_session
+        packet = self._outbound.plain[START:end]
+        flow = flow_key(packet)
+        if flow is not None and flow == self._sent_flow:
+            session = self._sent_session
         else:
             session = self._session_for(packet, end)
-            self._flow, self._flow_session = flow, session
+            self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
         if session is not None:
             try:
                 self._seal(session, packet)
@@ -345,7 +351,7 @@ class DataPath:
     # --- From the wire ---
 
     def _on_udp(self, receive: Receive) -> None:
-        self._begin()
+        self._begin(flowing=True)
         inbound = self._inbound
         for _ in range(READ_BATCH):
             batch = receive(inbound.buffer)
@@ -354,7 +360,7 @@ class DataPath:
             if batch.length:
                 self._source = Source(batch.source, None)
                 inbound.receive(batch.length, batch.segment)
-        self._settle()
+        self._settle(flowing=True)
 
     def _find_session(self, index: int) -> Session | None:
         session = self._tunnel.session_by_index(index, self._now)
@@ -369,10 +375,18 @@ class DataPath:
 
     def _accept(self, session: Session, packet: memoryview) -> bool:
         """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
+        flow = flow_key(packet)
+        if flow is None:
+            return False
+        if self._accepted == (session, flow):
+            return True
         source = source_of(packet)
         if not is_usable_source(source) or not self._tunnel.owns(session.peer, source) or self._local.lookup(destination_of(packet)) is None:
             return False
-        return self._filter.inbound(packet, self._now)
+        if not self._filter.inbound(packet, self._now):
+            return False
+        self._accepted = session, flow
+        return True
 
     def _not_data(self, datagram: memoryview) -> None:
         kind, source = classify(datagram), self._source
@@ -387,24 +401,40 @@ class DataPath:
 
     # --- What tunnel and paths want done ---
 
-    def _begin(self) -> None:
-        """Every call from outside begins so."""
+    def _begin(self, *, flowing: bool = False) -> None:
+        """Every call from outside begins so; `flowing`: it brings packets, and what is known of their flows holds on for REUSE_S."""
         self._now = self._monotonic()
-        self._flow = b""
+        if not flowing or self._now >= self._reuse_until:
+            self._forget_flows()
+            self._reuse_until = self._now + REUSE_S
 
-    def _settle(self) -> None:
-        """Every call from outside ends so. A call that the host makes while it is told something is settled by the one that told it."""
+    def _forget_flows(self) -> None:
+        self._sent_flow = self._sent_session = self._accepted = None
+
+    def _settle(self, *, flowing: bool = False) -> None:
+        """Every call from outside ends so; `flowing` as in `_begin`. A call that the host makes while it is told something is settled by the one that told
+        it."""
         if self._settling:
             return
         self._settling = True
+        happened = True
         try:
             self._outbound.flush()
-            flushed: set[NodeId] = set()
-            while self._effects:
-                self._perform(self._effects.popleft(), flushed)
+            happened = bool(self._effects)
+            if happened:
+                self._perform_all()
         finally:
             self._settling = False
-        self._arm()
+        if happened or not flowing:
+            self._arm()
+        elif self._look is None and self._running:
+            self._look = self._loop.call_later(REUSE_S, self._look_again)
+
+    def _perform_all(self) -> None:
+        flushed: set[NodeId] = set()
+        while self._effects:
+            self._forget_flows()
+            self._perform(self._effects.popleft(), flushed)
 
     def _perform(self, effect: TunnelEffect | PathEffect, flushed: set[NodeId]) -> None:
         match effect:
@@ -499,6 +529,12 @@ class DataPath:
             self._timer.cancel()
         self._armed_for = earliest
         self._timer = self._loop.call_later(max(0.0, earliest - self._now), self._on_timer)
+
+    def _look_again(self) -> None:
+        """Packets flowed: what they moved in the deadlines is taken in."""
+        self._look = None
+        self._now = self._monotonic()
+        self._arm()
 
     def _on_timer(self) -> None:
         self._timer = None

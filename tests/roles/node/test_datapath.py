@@ -15,7 +15,7 @@ from calnet.host.memory import Weather
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint, FilterRule, NodeId, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
-from calnet.roles.node.datapath import READ_BATCH, UNREACHABLES_PER_SECOND, describe_route
+from calnet.roles.node.datapath import READ_BATCH, REUSE_S, UNREACHABLES_PER_SECOND, describe_route
 from calnet.roles.node.waiting import QUEUE_PACKETS
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
 from tests.roles.node.datapath_world import EVERYWHERE, Node, World, ends, play
@@ -210,6 +210,39 @@ def test_filter_holds_back_what_no_rule_allows_and_lets_replies_in() -> None:
         _give(two, udp(b"new", ends(2, 1), ports=(2000, 1001)))
         await world.passes()
         assert one.packets() == [udp(b"reply", ends(2, 1), ports=(2000, 1000))]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_filter_changed_within_a_flow_holds_for_its_next_packet(six: bool) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (17,)),))
+        packet = udp(b"x", ends(1, 2, six=six), ports=(1000, 2000))
+        _give(one, packet)
+        await world.passes()
+        _give(one, packet)
+        await world.passes(REUSE_S / 10)
+        assert two.packets() == [packet] * 2
+        two.knows(one.as_peer(), rules=())
+        _give(one, packet)
+        await world.passes(REUSE_S / 10)
+        assert two.packets() == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_verdict_for_a_flow_is_not_anothers_of_the_same_addresses_and_ports(six: bool) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (17,)),))
+        allowed, refused = udp(b"x", ends(1, 2, six=six), ports=(1000, 2000)), tcp(b"x", ends(1, 2, six=six), ports=(1000, 2000))
+        for packet in (allowed, refused, allowed, refused, refused, allowed):
+            _give(one, packet)
+        await world.passes()
+        assert two.packets() == [allowed] * 3
 
     play(scene)
 
