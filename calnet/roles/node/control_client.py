@@ -22,7 +22,8 @@ from calnet.errors import AuthenticationError, CalnetError, ProtocolError, Remot
 from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node.routes import check_netmap
 from calnet.roles.node.state import Keys
-from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff, first_error
+from calnet.roles.node.together import together
+from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff
 from calnet.wire import control
 from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
@@ -127,7 +128,7 @@ class ControlClient:
         self._events.control_lost(error)
 
     def stop(self) -> None:
-        """Tell nothing more and connect no more: the caller is done with this server, and cancels `run` (a cancel alone could be lost, see first_error)."""
+        """Tell nothing more and connect no more: the caller is done with this server, and cancels `run`."""
         self._stopped = True
 
     def reconnect_now(self) -> None:
@@ -219,13 +220,7 @@ class ControlClient:
         self._events.control_connected(welcome)
         if welcome.state != "unregistered":
             self.subscribe()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(socket, channel))
-                tasks.create_task(self._read(socket, channel))
-                tasks.create_task(self._keep_alive())
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+        await together(self._write(socket, channel), self._read(socket, channel), self._keep_alive())
 
     async def _greet(self, socket: MessageSocket, channel: Channel) -> control.Welcome:
         try:

@@ -18,7 +18,8 @@ from typing import Final, Protocol, assert_never
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import CalnetError, ProtocolError, UnreachableError
 from calnet.model import Buffer
-from calnet.roles.node.underlay import Dial, MessageSocket, backoff, first_error
+from calnet.roles.node.together import together
+from calnet.roles.node.underlay import Dial, MessageSocket, backoff
 from calnet.wire import relay
 
 log = logging.getLogger(__name__)
@@ -136,12 +137,7 @@ class RelayClient:
             self._waiting_bytes = 0
             self.connected = True
             self._events.relay_connected(True, "")
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(socket))
-                tasks.create_task(self._read(socket))
-                tasks.create_task(self._keep_alive())
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+            await together(self._write(socket), self._read(socket), self._keep_alive())
         finally:
             self.connected = False
             await socket.close()

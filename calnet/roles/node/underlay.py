@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from calnet.crypto.keys import decode_key
-from calnet.errors import CalnetError, InvalidError, ProtocolError, UnreachableError
+from calnet.errors import InvalidError, ProtocolError, UnreachableError
 from calnet.model import Endpoint
 from calnet.wire.endpoints import is_candidate
 
@@ -299,12 +299,3 @@ def _get(connection: socket.socket, server: Server) -> tuple[int, bytes]:
 def backoff(attempt: int, fraction: float, limit: float = 30.0) -> float:
     """Seconds before reconnection number `attempt` (0 is the first): doubling from 0.5 s, `limit` at most, jittered to 50-100 % by `fraction` in [0, 1)."""
     return min(limit, 0.5 * float(1 << min(attempt, 16))) * (0.5 + fraction / 2)
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The CalnetError that ended a connection's tasks; what is none of ours comes first, as it is a defect.
-
-    A task group whose task fails while the caller is being cancelled raises that failure alone: the cancel is lost, so clients are told to stop beside it.
-    """
-    found = [first_error(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
-    return next((error for error in found if not isinstance(error, CalnetError)), found[0])
