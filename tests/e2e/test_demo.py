@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from calnet.roles.demo import namespaces
-from calnet.roles.demo.product import eventually
+from calnet.roles.demo.product import as_user, eventually
 from tests.e2e.network import PROGRAM, SOON
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -52,7 +52,7 @@ def test_interrupted_demo_cleans_up(tmp_path: Path, number: int) -> None:
 
 
 def test_demo_without_root_says_so() -> None:
-    refused = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *PROGRAM, "demo"], capture_output=True, text=True, check=False)
+    refused = subprocess.run([*as_user(65534), *PROGRAM, "demo"], capture_output=True, text=True, check=False)
     assert refused.returncode == 5, refused
     assert "root" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1

@@ -50,6 +50,11 @@ def self_command() -> tuple[str, ...]:
     return (sys.executable, str(script))
 
 
+def as_user(user: int) -> list[str]:
+    """The words that run a command as another user, who may read all files: a checkout below /root can't be read otherwise."""
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a command did."""
@@ -132,7 +137,7 @@ class Party:
 
     @staticmethod
     def _as(user: int | None) -> list[str]:
-        return [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        return [] if user is None else as_user(user)
 
     def _await(self, ready: Callable[[], bool], within: float = _READY_S) -> None:
         def settled() -> bool:
