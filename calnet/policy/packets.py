@@ -179,6 +179,23 @@ def _flow(packet: Buffer, header: Header) -> tuple[bytes, bytes]:
     return addresses + bytes((kind, 0)) + number + last, reply
 
 
+def quoted_destination(packet: Buffer) -> bytes | None:
+    """Where the packet that an ICMP error quotes was going, packed; b"" where it quotes none that the error's receiver sent; None for any other packet.
+
+    Kernels look up whom an error concerns by the quoted addresses alone, so both have to be right. Cheap for what is not ICMP.
+    """
+    if len(packet) >= 20 and packet[0] >> 4 == 4 and packet[9] != ICMP:
+        return None
+    header = read_header(packet, quoted=False)
+    if header is None or header.offset or header.end <= header.start or (header.protocol, packet[header.start]) not in _ERRORS:
+        return None
+    quote = read_header(bytes(packet[header.start + 8 : header.end]), quoted=True)
+    half = len(header.addresses) // 2
+    if quote is None or len(quote.addresses) != len(header.addresses) or quote.addresses[:half] != header.addresses[half:]:
+        return b""
+    return quote.addresses[half:]
+
+
 def _quoted_reply(packet: bytes, outer: bytes) -> bytes:
     """Key of the replies to the packet that an ICMP error with addresses `outer` quotes; b"" unless the error's receiver sent it.
 

@@ -252,3 +252,29 @@ def test_attack_12_overlay_address_on_another_interface_is_refused() -> None:
         assert not answers("fd77::1")
         assert answers("192.0.2.1")
         victim.run("ping", "-c", "1", "-W", "1", "10.77.0.1")
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_attack_07_icmp_error_about_what_was_sent_to_another_is_dropped(six: bool) -> None:
+    """Else one peer could end or slow our flows to another, or to the Internet: kernels believe the addresses that an error quotes."""
+
+    async def scene(world: World) -> None:
+        one, two = await _connected(world)
+        three = world.node(3)
+        lan = "fd99::7" if six else "192.168.5.7"
+        two.knows(one.as_peer(routes=(ip_network("192.168.5.0/24"), ip_network("fd99::/64"))), three.as_peer())
+        us, router = overlay(2)[six], overlay(1)[six]
+
+        def error(quoted: tuple[str, str], source: str = router) -> bytes:
+            quote = udp(b"quoted", quoted)
+            return ip_packet((bytes((2, 0)) if six else bytes((3, 4))) + bytes(2) + bytes((0, 0, 5, 0)) + quote, 58 if six else 1, (source, us))
+
+        fit = [error((us, router)), error((us, lan)), error((us, lan), lan), error((us, router), lan)]
+        unfit = [error((us, overlay(3)[six])), error((us, "2001:db8::1" if six else "8.8.8.8")), error((overlay(3)[six], router)), fit[0][:-20]]
+        unfit.append(error(ends(2, 1, six=not six)))
+        for packet in [*unfit, *fit]:
+            Recorder(world).send(one.endpoint, two.endpoint, _sealed(one, two, packet))
+        await world.passes()
+        assert two.packets() == fit
+
+    play(scene)

@@ -29,7 +29,7 @@ from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix
 from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
-from calnet.policy.packets import flow_key
+from calnet.policy.packets import flow_key, quoted_destination
 from calnet.roles.node.engine import DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
@@ -383,6 +383,9 @@ class DataPath:
         source = source_of(packet)
         if not is_usable_source(source) or not self._tunnel.owns(session.peer, source) or self._local.lookup(destination_of(packet)) is None:
             return False
+        concerned = quoted_destination(packet)
+        if concerned is not None and not (concerned and self._tunnel.owns(session.peer, concerned)):
+            return False  # an error about what we sent to somebody else
         if not self._filter.inbound(packet, self._now):
             return False
         self._accepted = session, flow
