@@ -22,6 +22,7 @@ _NEVER: Final = tuple(ip_network(text) for text in ("127.0.0.0/8", "169.254.0.0/
 
 _SHORTEST: Final = {4: 8, 6: 48}
 """Prefix lengths below which an overlay takes more than anybody's network."""
+_SHARED: Final = ip_network("100.64.0.0/10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,12 @@ def unfit(route: Prefix, overlay: Iterable[Prefix]) -> str | None:
 def plan_routes(netmap: Netmap, attached: Iterable[Prefix], *, accept_routes: bool) -> RoutePlan:
     """The overlay's prefixes, and with `accept_routes` the peers' routes, never over a directly attached subnet."""
     subnets = tuple(attached)
-    routes = list(dict.fromkeys(netmap.prefixes))
-    excepted: dict[Prefix, None] = {}
-    findings: list[Finding] = []
+    routes, findings = _overlay_routes(netmap, subnets)
+    excepted: dict[Prefix, None] = {subnet: None for subnet in subnets if any(_covers(route, subnet) for route in routes)}
     own = set(netmap.self.routes)
     for peer in netmap.peers if accept_routes else ():
         for route in peer.routes:
-            if route in routes or route in own:
+            if route in routes or route in own or route in netmap.prefixes:
                 continue
             over = next((subnet for subnet in subnets if _covers(subnet, route)), None)
             if over is not None:
@@ -138,6 +138,23 @@ def plan_routes(netmap: Netmap, attached: Iterable[Prefix], *, accept_routes: bo
             routes.append(route)
             excepted.update((subnet, None) for subnet in subnets if _covers(route, subnet))
     return RoutePlan(tuple(routes), tuple(excepted), tuple(findings))
+
+
+def _overlay_routes(netmap: Netmap, subnets: tuple[Prefix, ...]) -> tuple[list[Prefix], list[Finding]]:
+    """The overlay's prefixes that may be routed, and what of them is not: the server chose them, but not the network this machine stands in.
+
+    A provider's shared address space (RFC 6598) around an overlay is no such network: most overlays lie in it, and no neighbours of ours do.
+    """
+    routes: list[Prefix] = []
+    findings: list[Finding] = []
+    for prefix in dict.fromkeys(netmap.prefixes):
+        over = next((subnet for subnet in subnets if _covers(subnet, prefix) and (subnet == prefix or not _covers(_SHARED, subnet))), None)
+        if over is None:
+            routes.append(prefix)
+        for subnet in (over,) if over is not None else (subnet for subnet in subnets if _covers(prefix, subnet)):
+            text = f"the overlay {prefix} meets {subnet}, which this machine is attached to itself: peers with addresses in both are not reached"
+            findings.append(Finding("overlay-attached", f"{text}; give the server another --prefix"))
+    return routes, findings
 
 
 def _covers(outer: Prefix, inner: Prefix) -> bool:

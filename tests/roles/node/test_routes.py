@@ -87,6 +87,27 @@ def test_plan_never_leads_an_attached_subnet_into_the_tunnel() -> None:
     assert [finding.code for finding in plan.findings] == ["route-attached", "route-attached"]
 
 
+@pytest.mark.parametrize(
+    ("attached", "routed", "excepted"),
+    [
+        (net("100.70.0.0/26"), OVERLAY, net("100.70.0.0/26")),
+        (net("100.70.0.0/24"), OVERLAY[1:], ()),
+        (net("100.0.0.0/8"), OVERLAY[1:], ()),
+    ],
+)
+def test_plan_never_leads_an_attached_subnet_into_the_tunnel_for_the_overlay_either(
+    attached: tuple[Prefix, ...], routed: tuple[Prefix, ...], excepted: tuple[Prefix, ...]
+) -> None:
+    plan = plan_routes(netmap(), attached, accept_routes=False)
+    assert (plan.routes, plan.excepted) == (routed, excepted)
+    assert [finding.code for finding in plan.findings] == ["overlay-attached"]
+
+
+def test_plan_in_a_providers_shared_address_space_routes_an_overlay_within_it() -> None:
+    plan = plan_routes(netmap(), net("100.64.0.0/10"), accept_routes=False)
+    assert (plan.routes, plan.excepted, plan.findings) == (OVERLAY, (), ())
+
+
 def test_plan_leaves_out_what_this_node_routes_itself_and_duplicates() -> None:
     plan = plan_routes(netmap(peer(2, "10.0.0.0/8", "10.9.0.0/16"), peer(3, "10.9.0.0/16"), own=net("10.0.0.0/8")), (), accept_routes=True)
     assert plan.routes == (*OVERLAY, *net("10.9.0.0/16"))
