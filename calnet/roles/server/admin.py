@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from calnet.errors import UsageError
 from calnet.roles.server.durable import durable
 from calnet.roles.server.registry import Registry
 
 Arguments = dict[str, object]
+_FOR_EVER_S: Final = 1e15
+"""More than anything may last, and still a float: JSON's whole numbers know no bound."""
+
 Operation = Callable[[Registry, Arguments], Awaitable[object]]
 
 
@@ -67,7 +70,7 @@ def _seconds(args: Arguments, name: str, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise UsageError(f"{name} is a number of seconds above 0")
-    return float(value)
+    return float(min(value, _FOR_EVER_S))
 
 
 async def _users_create(registry: Registry, args: Arguments) -> object:

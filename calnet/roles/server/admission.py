@@ -13,6 +13,11 @@ MAX_UNAUTHENTICATED: Final = 2048
 MAX_UNAUTHENTICATED_PER_SOURCE: Final = 256
 
 
+def site_of(source: bytes) -> bytes:
+    """Where a crowd comes from: a source's IPv6 /48, which one customer may hold whole, or its IPv4 address."""
+    return source[:6]
+
+
 class Gate:
     """Counts connections that have not authenticated, in all and by source."""
 

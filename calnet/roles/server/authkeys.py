@@ -10,6 +10,7 @@ from calnet.crypto.hash import blake2s, equal
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from calnet.model import ControlKey
+from calnet.roles.server.founding import FIRST_USER_ID
 from calnet.roles.server.names import check_tags
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import AuthKeyRecord, Change, Put
@@ -21,7 +22,7 @@ _NO_HASH: Final = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class KeyWish:
-    """What a new key shall be. `user` is a name, None for `admin`; a key with tags makes nodes without an owner."""
+    """What a new key shall be. `user` is a name, None for the first user, whatever its name is now; a key with tags makes nodes without an owner."""
 
     user: str | None = None
     reusable: bool = False
@@ -34,7 +35,7 @@ def plan_create_key(state: Snapshot, wish: KeyWish, server_key: ControlKey, now:
     """(changes, (the printable key, its id))."""
     if not 0 < wish.expires_s <= MAX_LIFETIME_S:
         raise InvalidError("a key expires after more than nothing and at most ten years")
-    owner = state.user(wish.user or "admin")
+    owner = state.user(wish.user or str(FIRST_USER_ID))
     key = AuthKey(random(ID_SIZE), random(SECRET_SIZE), server_key)
     tags = check_tags(wish.tags)
     record = AuthKeyRecord(

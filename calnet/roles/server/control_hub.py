@@ -128,7 +128,7 @@ class ControlHub:
         known = self._by_node.get(node)
         self._by_node[node] = session
         if known is None:
-            self.registry.connected(node)
+            self.registry.connected(node, session.source)
 
     def leave(self, session: Session) -> None:
         """The session ended; nothing happens where a newer one has its place."""

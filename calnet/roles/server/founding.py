@@ -21,6 +21,8 @@ PREFIX_V6: Final = "prefix-v6"
 NEXT_NODE: Final = "next-node"
 NEXT_USER: Final = "next-user"
 FIRST_USER: Final = "admin"
+"""The name it has at first; admins may rename it."""
+FIRST_USER_ID: Final = UserId(1)
 
 
 def next_id(state: Snapshot, counter: str) -> tuple[int, Put]:
@@ -42,7 +44,7 @@ def plan_found(state: Snapshot, prefix: IPv4Network | None, now: float, random: 
         NEXT_NODE: b"1",
         NEXT_USER: b"2",
     }
-    return [*(Put(SettingRecord(name, value)) for name, value in values.items()), Put(UserRecord(UserId(1), FIRST_USER, "owner", now))], None
+    return [*(Put(SettingRecord(name, value)) for name, value in values.items()), Put(UserRecord(FIRST_USER_ID, FIRST_USER, "owner", now))], None
 
 
 def _plan_growth(state: Snapshot, wanted: IPv4Network | None) -> list[Change]:

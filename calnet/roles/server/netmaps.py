@@ -21,6 +21,8 @@ class Presence:
     online: bool = False
     since: float | None = None
     endpoints: tuple[Endpoint, ...] = ()
+    source: bytes = b""
+    """Where its (last) session comes from (endpoints.source_network)."""
 
 
 @dataclass(frozen=True, slots=True)

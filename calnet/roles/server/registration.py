@@ -6,6 +6,7 @@ its node key by itself, but not its expiry: that takes a login (a pre-auth key i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,10 +14,12 @@ from typing import Final
 from calnet.crypto.keys import RandomBytes, is_small_order
 from calnet.errors import ConflictError, ExhaustedError, ForbiddenError, InvalidError
 from calnet.model import ControlKey, NodeId
+from calnet.roles.server.admission import site_of
 from calnet.roles.server.allocation import free_v4, v6_of
 from calnet.roles.server.authkeys import check_auth_key, check_usable
-from calnet.roles.server.founding import FIRST_USER, NEXT_NODE, next_id, prefixes_of
+from calnet.roles.server.founding import FIRST_USER_ID, NEXT_NODE, next_id, prefixes_of
 from calnet.roles.server.names import free_name, name_from_hostname, printable
+from calnet.roles.server.netmaps import Presence
 from calnet.roles.server.routes import canonical_routes
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState, RegisterRequest, Standing
@@ -33,12 +36,12 @@ _CODE_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What plans need beside the state. `online` says whether a node has a session."""
+    """What plans need beside the state."""
 
     server_key: ControlKey
     now: float
     random: RandomBytes
-    online: Callable[[NodeId], bool]
+    presence: Callable[[NodeId], Presence]
 
 
 def plan_register(state: Snapshot, request: RegisterRequest, context: Context) -> tuple[Sequence[Change], Standing]:
@@ -159,7 +162,7 @@ def plan_approve(state: Snapshot, code_or_node: str, user: str | None, now: floa
     if user is not None:
         record = replace(record, user=state.user(user).id, tags=())
     elif record.user is None and not record.tags:
-        record = replace(record, user=state.user(FIRST_USER).id)
+        record = replace(record, user=state.user(str(FIRST_USER_ID)).id)
     record, changes = _settled(state, record, now)
     return [*changes, Put(record)], record
 
@@ -211,13 +214,21 @@ def deletion(record: NodeRecord, now: float) -> list[Change]:
 
 
 def _room_for_pending(state: Snapshot, context: Context) -> list[Change]:
-    """Nothing, or the deletion of the machine that waits longest of those that are gone; ExhaustedError where none is gone."""
+    """Nothing, or the deletion of a machine that was never admitted: of those that are gone the one that waits longest, else that of the place where most
+    come from, so that nobody takes all the room by staying. ExhaustedError where all were admitted once."""
     if len(state.by_code) < MAX_PENDING:
         return []
-    gone = [state.nodes[node] for node in state.by_code.values() if not state.nodes[node].name and not context.online(node)]
-    if not gone:
+    strangers = [state.nodes[node] for node in state.by_code.values() if not state.nodes[node].name]
+    if not strangers:
         raise ExhaustedError("too many machines wait for approval: use a pre-auth key, or ask an admin to approve or delete some")
-    return [Delete(key_of(min(gone, key=lambda record: record.created_at)))]
+    presence = {record.id: context.presence(record.id) for record in strangers}
+    crowd = Counter(site_of(here.source) for here in presence.values())
+
+    def worth(record: NodeRecord) -> tuple[bool, int, float, int]:
+        here = presence[record.id]
+        return here.online, -crowd[site_of(here.source)] if here.online else 0, record.created_at, record.id
+
+    return [Delete(key_of(min(strangers, key=worth)))]
 
 
 def _free_code(state: Snapshot, random: RandomBytes) -> str:

@@ -106,10 +106,10 @@ class Registry:
         """The node's key expires now; an ephemeral node, and one never admitted, is deleted."""
         return self._writer.submit(lambda state: registration.plan_logout(state, node, self._clock()))
 
-    def connected(self, node: NodeId) -> None:
-        """The node has a control session now."""
+    def connected(self, node: NodeId, source: bytes = b"") -> None:
+        """The node has a control session now, from this source (endpoints.source_network)."""
         now = self._clock()
-        self._present(node, lambda presence: replace(presence, online=True, since=now))
+        self._present(node, lambda presence: replace(presence, online=True, since=now, source=source))
 
     def disconnected(self, node: NodeId) -> None:
         """The node's (last) control session ended."""
@@ -216,7 +216,7 @@ class Registry:
         return self._node(lambda state: nodes.plan_tag_node(state, node, tags, self._clock()))
 
     def approve_node(self, code_or_node: str, user: str | None = None) -> Future[Json]:
-        """Admit a pending node, or renew the key expiry of an active or expired one. `user` None: its owner so far, else `admin`."""
+        """Admit a pending node, or renew the key expiry of an active or expired one. `user` None: its owner so far, else the first user."""
         return self._node(lambda state: registration.plan_approve(state, code_or_node, user, self._clock()))
 
     def disable_node(self, node: str) -> Future[Json]:
@@ -256,11 +256,7 @@ class Registry:
     # --- inside
 
     def _context(self) -> registration.Context:
-        return registration.Context(ControlKey(self.control_key.public), self._clock(), self._random, self._is_online)
-
-    def _is_online(self, node: NodeId) -> bool:
-        presence = self._presence.get(node)
-        return presence is not None and presence.online
+        return registration.Context(ControlKey(self.control_key.public), self._clock(), self._random, lambda node: self._presence.get(node, Presence()))
 
     def _is_active(self, node: NodeId) -> bool:
         record = self._state.nodes.get(node)

@@ -197,3 +197,11 @@ def test_closed_registry_refuses_changes(office: Office) -> None:
 def test_policy_is_the_built_in_one(office: Office) -> None:
     assert office.registry.policy()["source"] == "built-in"
     assert "Tagged nodes are reachable by all nodes" in office.registry.policy()["text"]
+
+
+def test_default_owner_is_the_first_user_whatever_its_name(office: Office) -> None:
+    done(office.registry.rename_user("admin", "root"))
+    done(office.registry.create_user("admin"))
+    assert office.registry.node(str(office.join("one")))["user"] == "root"
+    waiting = office.register(office.machine("two"))
+    assert done(office.registry.approve_node(waiting.code))["user"] == "root"
