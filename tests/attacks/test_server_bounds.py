@@ -7,22 +7,26 @@ import contextlib
 import json
 import math
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import uvloop
 from websockets.exceptions import ConnectionClosed
 
 from calnet.errors import CalnetError, ConflictError, ExhaustedError, ForbiddenError, InvalidError
 from calnet.model import NodeId
-from calnet.roles.server import control_hub, registration, web_protocol
+from calnet.roles.server import control_hub, registration, tls, web_protocol
 from calnet.roles.server.admin import OPERATIONS, AdminHandler
+from calnet.roles.server.settings import ServerSettings
 from calnet.roles.server.standing import NodeState
 from calnet.wire import control
 from tests.roles.server.client import WAIT_S, ControlClient, Machine
 from tests.roles.server.registries import Office, done
-from tests.roles.server.world import World, eventually, in_world
+from tests.roles.server.test_main import certificate
+from tests.roles.server.world import FAST, World, eventually, in_world, running
 
 UPGRADE = (
     b"GET /relay HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -358,3 +362,88 @@ def test_attack_36_nodes_that_were_admitted_once_are_never_given_up_for_machines
     with pytest.raises(ExhaustedError):
         office.register(office.machine())
     assert len(office.registry.nodes()) == 2
+
+
+# --- 36: TLS, and a full gate
+
+
+@in_world
+async def test_attack_36_connections_that_only_wait_give_way_to_one_that_comes(world: World) -> None:
+    """HTTP connections and WebSockets of one place that prove nothing take no other's place, and are told where they can be."""
+    gate = world.server._gate
+    gate._limit = 6
+    (machine,) = await world.joined("machine")
+    idle = [await asyncio.open_connection("127.0.0.1", world.server.port) for _ in range(3)]
+    upgraded = [await asyncio.open_connection("127.0.0.1", world.server.port) for _ in range(3)]
+    for reader, writer in upgraded:
+        writer.write(UPGRADE)
+        assert b"101" in await reader.readuntil(b"\r\n\r\n")
+    async with world.control(machine) as session:
+        await session.subscribe()
+        more = [await asyncio.open_connection("127.0.0.1", world.server.port) for _ in range(6)]
+        async with asyncio.timeout(WAIT_S):
+            for reader, _ in idle:
+                assert await reader.read() == b""
+            for reader, _ in upgraded:
+                assert b"too many connections" in await reader.read()
+        await session.say(control.Ping(5))
+        await session.expect(control.Pong)
+    for _, writer in (*idle, *upgraded, *more):
+        writer.transport.abort()
+    await eventually(lambda: not world.server.pending)
+
+
+def _with_tls(tmp_path: Path, scenario: Callable[[World, ssl.SSLContext], Awaitable[None]]) -> None:
+    cert, key = certificate(tmp_path, "server")
+
+    async def run() -> None:
+        async with running(tmp_path, timing=FAST, settings=ServerSettings(state_dir=tmp_path, tls_cert=cert, tls_key=key)) as world:
+            await scenario(world, ssl.create_default_context(cafile=str(cert)))
+
+    for runner in (uvloop.run, asyncio.run):
+        runner(run())
+
+
+def test_attack_36_tls_handshakes_count_at_the_gate_and_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT_S", 0.5)
+
+    async def scenario(world: World, context: ssl.SSLContext) -> None:
+        silent = [await asyncio.open_connection("127.0.0.1", world.server.port) for _ in range(5)]
+        broken = await asyncio.open_connection("127.0.0.1", world.server.port)
+        await eventually(lambda: world.server.pending == 6)
+        broken[1].write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(WAIT_S):
+            for reader, writer in (*silent, broken):
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+        await eventually(lambda: not world.server.pending)
+        world.server._gate._per_source = 2
+        few = [await asyncio.open_connection("127.0.0.1", world.server.port) for _ in range(4)]
+        await eventually(lambda: world.server.pending == 2)
+        for _, writer in few:
+            writer.transport.abort()
+        await eventually(lambda: not world.server.pending)
+
+    _with_tls(tmp_path, scenario)
+
+
+def test_attack_36_tls_clients_are_served_whatever_comes_with_their_handshake(tmp_path: Path) -> None:
+    staying: list[socket.socket] = []
+
+    async def ask(world: World, context: ssl.SSLContext) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.server.port, ssl=context)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"ok\n")
+        writer.close()
+
+    async def scenario(world: World, context: ssl.SSLContext) -> None:
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.gather(*(ask(world, context) for _ in range(40)))
+        await eventually(lambda: not world.server.pending)
+        staying.append(socket.create_connection(("127.0.0.1", world.server.port)))
+        await eventually(lambda: world.server.pending)
+
+    _with_tls(tmp_path, scenario)
+    for connection in staying:  # while the server stopped
+        connection.close()

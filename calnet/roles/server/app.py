@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from calnet.crypto.keys import encode_key
 from calnet.errors import CalnetError
 from calnet.model import Prefix
 from calnet.roles.server.admission import Gate
-from calnet.roles.server.connection import Connection, in_prefixes
+from calnet.roles.server.connection import CLOSE_TRY_LATER, Connection, in_prefixes
 from calnet.roles.server.proxy import ForwardedHeaders
 from calnet.wire.channel import VERSION
 
@@ -64,12 +65,18 @@ class _Socket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = Connection(scope, receive, send)
-        if not await connection.accept(self._gate, trusted=in_prefixes(connection.host, self._trusted)):
-            return
+        loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
         try:
-            await self._serve(connection)
-        finally:
-            connection.authenticated()
+            async with limit:
+                try:
+                    if await connection.accept(self._gate, lambda: limit.reschedule(loop.time()), trusted=in_prefixes(connection.host, self._trusted)):
+                        await self._serve(connection)
+                finally:
+                    connection.authenticated()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await connection.close(CLOSE_TRY_LATER, "too many connections wait to prove a key; connect again later")
 
 
 async def _healthz(_: Request) -> Response:

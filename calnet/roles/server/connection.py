@@ -38,14 +38,14 @@ class Connection:
         """The other end's address, behind a trusted proxy the one it names."""
         self._left: Callable[[], None] | None = None
 
-    async def accept(self, gate: Gate, *, trusted: bool) -> bool:
-        """Accept, unless the gate refuses one more that has not authenticated."""
+    async def accept(self, gate: Gate, cut: Callable[[], object], *, trusted: bool) -> bool:
+        """Accept, unless the gate refuses one more that has not authenticated; `cut` is what the gate calls to give its place to another."""
         await self._receive()
-        source = source_network(self.host)
-        if not gate.enter(source, trusted=trusted):
+        place = gate.enter(source_network(self.host), cut, trusted=trusted)
+        if place is None:
             await self._send({"type": "websocket.close", "code": CLOSE_TRY_LATER})
             return False
-        self._left = lambda: gate.leave(source)
+        self._left = lambda: gate.leave(place)
         await self._send({"type": "websocket.accept"})
         return True
 

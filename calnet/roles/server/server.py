@@ -8,6 +8,7 @@ import logging
 import math
 import ssl
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -30,6 +31,7 @@ from calnet.roles.server.settings import ServerSettings
 from calnet.roles.server.standing import Changed
 from calnet.roles.server.stun_service import StunService
 from calnet.roles.server.timing import Timing
+from calnet.roles.server.tls import TlsListener, tls_context
 from calnet.roles.server.web_protocol import BoundedWebSocketProtocol, bounded_http
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class CalnetServer:
         self._random = random
         self._timing = timing
         self._uvicorn: _Uvicorn | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._tls_listener: TlsListener | None = None
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._admin: LocalServer | None = None
@@ -129,6 +133,9 @@ class CalnetServer:
             self._timer.cancel()
             await asyncio.gather(self._timer, return_exceptions=True)
         await self._drained()
+        if self._tls_listener is not None:
+            self._tls_listener.close()
+            self._tls_listener = None
         if self._uvicorn is not None and self._serving is not None:
             self._uvicorn.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
@@ -142,25 +149,29 @@ class CalnetServer:
 
         ConfigError for a certificate that can't be used; the old one stays then.
         """
-        context = self._uvicorn.config.ssl if self._uvicorn is not None else None
-        if context is not None and settings.tls_cert is not None and settings.tls_key is not None:
+        if self._tls is not None and settings.tls_cert is not None and settings.tls_key is not None:
             with _explained(settings):
-                context.load_cert_chain(settings.tls_cert, settings.tls_key)
+                self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
         self.control.set_public_url(settings.url)
         names = ("state_dir", "listen", "stun_listen", "store", "prefix", "trusted_proxies", "tls")
         return tuple(name.replace("_", "-") for name in names if getattr(settings, name) != getattr(self.settings, name))
 
     async def _start(self) -> None:
         self._port: int = self._listener.getsockname()[1]
+        if self.settings.tls_cert is not None and self.settings.tls_key is not None:
+            with _explained(self.settings):
+                self._tls = tls_context(self.settings.tls_cert, self.settings.tls_key)
         self._uvicorn = _Uvicorn(self._uvicorn_config())
         self.registry.subscribe(self._changed_on_any_thread)
         self._admin = await serve_local(self.settings.state_dir / "admin.sock", AdminHandler(self.registry), mode=0o600)
-        self._serving = self._loop.create_task(self._uvicorn.serve(sockets=[self._listener]))
+        self._serving = self._loop.create_task(self._uvicorn.serve(sockets=[] if self._tls is not None else [self._listener]))
         while not self._uvicorn.started:
             if self._serving.done():
                 self._serving.result()
                 raise CalnetError("the HTTP server did not start")
             await asyncio.sleep(0.005)
+        if self._tls is not None:
+            self._tls_listener = self._listen_for_tls(self._uvicorn, self._tls)
         self._timer = self._loop.create_task(self._housekeep())
         self._accepting = True
 
@@ -188,12 +199,16 @@ class CalnetServer:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=int(STOP_LIMIT_S),
-            ssl_certfile=self.settings.tls_cert,
-            ssl_keyfile=str(self.settings.tls_key) if self.settings.tls_key else None,
         )
-        with _explained(self.settings):
-            config.load()
+        config.load()
         return config
+
+    def _listen_for_tls(self, server: _Uvicorn, context: ssl.SSLContext) -> TlsListener:
+        """uvicorn knows nothing of TLS: its protocol gets connections whose handshake is done."""
+        trusted = self.settings.trusted_proxies
+        http: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
+        make = partial(http, config=server.config, server_state=server.server_state, app_state={})
+        return TlsListener(self._listener, context, make, gate=self._gate, trusted=lambda host: in_prefixes(host, trusted))
 
     def _changed_on_any_thread(self, change: Changed) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile

@@ -14,7 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from calnet.errors import ProtocolError
-from calnet.roles.server.admission import Gate
+from calnet.roles.server.admission import Gate, Place
 from calnet.wire.endpoints import source_network
 
 HEAD_TIMEOUT_S: Final = 10.0
@@ -47,7 +47,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._gate = gate
         self._trusted = trusted
-        self._source: bytes | None = None
+        self._place: Place | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -56,11 +56,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         host = self.client[0] if self.client else ""
-        source = source_network(host)
-        if not self._gate.enter(source, trusted=self._trusted(host)):
+        self._place = self._gate.enter(source_network(host), transport.abort, trusted=self._trusted(host))
+        if self._place is None:
             transport.abort()
             return
-        self._source = source
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -128,9 +127,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _leave(self) -> None:
-        if self._source is not None:
-            self._gate.leave(self._source)
-            self._source = None
+        if self._place is not None:
+            self._gate.leave(self._place)
+            self._place = None
 
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
