@@ -117,9 +117,9 @@ class PacketFilter:
         self._refused.clear()
         self._fragments.clear()
 
-    def inbound(self, packet: Buffer, now: float) -> bool:
-        """Whether this packet, from a peer to this node or what it routes for, may pass."""
-        key = flow_key(packet)
+    def inbound(self, packet: Buffer, now: float, key: bytes | None = None) -> bool:
+        """Whether this packet, from a peer to this node or what it routes for, may pass. `key` is its `flow_key`, where the caller has it already."""
+        key = key or flow_key(packet)
         if key is None:
             return False
         if self._ours.holds(key, now):

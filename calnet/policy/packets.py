@@ -66,13 +66,18 @@ class Parsed(NamedTuple):
 def flow_key(packet: Buffer) -> bytes | None:
     """The key that packets of one flow and direction share and no others have; None for a packet that is malformed (to be dropped).
 
-    Hot: whole IPv4 TCP and UDP packets without options take the short way.
+    Hot: whole TCP and UDP packets without IP options or extension headers take the short way.
     """
     if len(packet) >= 28 and packet[0] == 0x45 and not (packet[6] & 0x3F or packet[7]):
         protocol = packet[9]
         length = packet[2] << 8 | packet[3]
         if (protocol == UDP and 28 <= length <= len(packet)) or (protocol == TCP and 40 <= length <= len(packet)):
             return bytes(packet[12:24]) + _LAST[protocol]
+    elif len(packet) >= 48 and packet[0] >> 4 == 6:
+        protocol = packet[6]
+        length = 40 + (packet[4] << 8 | packet[5])
+        if (protocol == UDP and 48 <= length <= len(packet)) or (protocol == TCP and 60 <= length <= len(packet)):
+            return bytes(packet[8:44]) + _LAST[protocol]
     parsed = parse(packet)
     return None if parsed is None else parsed.key
 
@@ -184,7 +189,7 @@ def quoted_destination(packet: Buffer) -> bytes | None:
 
     Kernels look up whom an error concerns by the quoted addresses alone, so both have to be right. Cheap for what is not ICMP.
     """
-    if len(packet) >= 20 and packet[0] >> 4 == 4 and packet[9] != ICMP:
+    if len(packet) >= 20 and (packet[9] != ICMP if packet[0] >> 4 == 4 else packet[6] in (TCP, UDP)):
         return None
     header = read_header(packet, quoted=False)
     if header is None or header.offset or header.end <= header.start or (header.protocol, packet[header.start]) not in _ERRORS:

@@ -132,6 +132,8 @@ def test_random_bytes_never_raise(data: bytes) -> None:
 
 SAMPLES = [
     tcp(A4, B4, 1, 2),
+    tcp(A6, B6, 1, 2),
+    udp(A6, B6, 1, 2),
     tcp(A6, B6, 1, 2, ext=OPTIONS),
     icmp(A4, B4, 3, 0, udp(B4, A4, 1, 2)),
     icmp(A6, B6, 1, 0, tcp(B6, A6, 1, 2)),

@@ -386,7 +386,7 @@ class DataPath:
         concerned = quoted_destination(packet)
         if concerned is not None and not (concerned and self._tunnel.owns(session.peer, concerned)):
             return False  # an error about what we sent to somebody else
-        if not self._filter.inbound(packet, self._now):
+        if not self._filter.inbound(packet, self._now, flow):
             return False
         self._accepted = session, flow
         return True
