@@ -42,16 +42,16 @@ def test_attack_26_netmap_that_takes_too_much_or_makes_no_sense_is_refused_and_t
     async def script(world: World) -> None:
         await world.boot()
         await world.up()
-        before = world.daemon.netmap
+        before = world.daemon.control.netmap
         await world.server.session.say(wire_netmap(UNBELIEVABLE[what]))
         world.server.netmap = before
         await until(lambda: len(world.server.sessions) >= 2)
         assert world.network.configured is not None
         assert world.network.configured.routes == a_netmap().prefixes
-        assert world.daemon.netmap == before
+        assert world.daemon.control.netmap == before
         world.server.netmap = GOOD
         await world.server.session.say(wire_netmap(GOOD))
-        await until(lambda: world.daemon.netmap == GOOD)
+        await until(lambda: world.daemon.control.netmap == GOOD)
         assert "internal" not in world.codes()
 
     run(tmp_path, script)
@@ -75,7 +75,7 @@ def test_attack_07_peer_that_no_honest_netmap_has_is_left_out(tmp_path: Path, wh
         await world.up()
         odd = a_peer(5, **LEFT_OUT[what](world))
         await world.server.session.say(wire_netmap(replace(GOOD, peers=(*GOOD.peers, odd))))
-        await until(lambda: world.daemon.netmap is not None and world.daemon.netmap.version == GOOD.version)
+        await until(lambda: world.daemon.control.netmap is not None and world.daemon.control.netmap.version == GOOD.version)
         await until(lambda: world.engine.netmaps[-1][0].peers == GOOD.peers)
         assert "peer-refused" in world.codes()
 
@@ -100,9 +100,9 @@ def test_attack_15_relay_url_that_is_none_leaves_the_node_running(tmp_path: Path
         await world.boot()
         await world.up()
         await world.server.session.say(wire_netmap(replace(GOOD, relays=(Relay(url),))))
-        await until(lambda: world.daemon.netmap is not None and world.daemon.netmap.version == GOOD.version)
+        await until(lambda: world.daemon.control.netmap is not None and world.daemon.control.netmap.version == GOOD.version)
         await world.server.session.say(wire_netmap(replace(GOOD, version=10)))
-        await until(lambda: world.daemon.netmap is not None and world.daemon.netmap.version == 10)
+        await until(lambda: world.daemon.control.netmap is not None and world.daemon.control.netmap.version == 10)
         assert "internal" not in world.codes()
 
     run(tmp_path, script)
@@ -137,6 +137,6 @@ def test_attack_02_server_time_that_is_no_time_is_not_believed(tmp_path: Path, t
         await world.up()
         await world.server.session.say(control.Pong(1, time))
         await until(lambda: len(world.server.sessions) >= 2 or any(isinstance(message, control.Ping) for message in world.server.heard))
-        assert abs(world.daemon.clock_offset) < 1
+        assert abs(world.daemon.control.clock_offset) < 1
 
     run(tmp_path, script)

@@ -139,7 +139,7 @@ def test_attack_27_server_with_another_key_hears_nothing_and_changes_nothing(tmp
         world.server.netmap = a_netmap(9, ())
         sessions = len(world.server.sessions)
         await world.server.drop()
-        await until(lambda: world.daemon.server_key_error is not None)
+        await until(lambda: world.daemon.control.key_error is not None)
         assert len(world.server.sessions) == sessions
         assert world.daemon.state.server_key == genuine
         assert world.daemon.state_name() == "running"
@@ -148,7 +148,7 @@ def test_attack_27_server_with_another_key_hears_nothing_and_changes_nothing(tmp
             await world.call("login", timeout_s=5)
         await world.halt()
         await world.boot()
-        await until(lambda: world.daemon.server_key_error is not None)
+        await until(lambda: world.daemon.control.key_error is not None)
         assert world.daemon.state.server_key == genuine
 
     run(tmp_path, script)

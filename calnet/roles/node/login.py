@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from calnet.errors import CalnetError, InvalidError, LoginNeededError, RefusedError, TimedOutError, UnreachableError
 from calnet.roles.node.control_client import ControlClient
-from calnet.roles.node.daemon import ACTIVE, PENDING, REFUSING, UNKNOWN, Daemon
+from calnet.roles.node.control_link import ACTIVE, PENDING, REFUSING, UNKNOWN
+from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.overview import health_lines
 from calnet.roles.node.state import NodeState
 from calnet.roles.node.underlay import parse_server
@@ -42,7 +43,7 @@ class Logins:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        daemon.confirm_keys = self.confirm_again
+        daemon.control.confirm_keys = self.confirm_again
 
     async def prepare(self, request: UpRequest) -> None:
         """Save what is wanted and start what it needs: the first half of `up`, under the caller's lock."""
@@ -58,7 +59,7 @@ class Logins:
         if state.server_key != daemon.state.server_key:
             daemon.leave_server()
         elif state.server_url != daemon.state.server_url:
-            daemon.stop_control()  # the same server by another name: live tunnels go on
+            daemon.control.stop()  # the same server by another name: live tunnels go on
         daemon.directory.save(replace(state, prefs=prefs))
         daemon.settle()
 
@@ -71,7 +72,7 @@ class Logins:
         known = state.server_key if url == state.server_url and not state.logged_out else None
         if carried is not None and known is not None and carried != known:
             log.warning("server_key_pinned_anew server=%s", url)
-        key = carried or known or await self._daemon.fetch_key(parse_server(url))
+        key = carried or known or await self._daemon.control.fetch_key(parse_server(url))
         if key == state.server_key:
             return replace(state, server_url=url)  # the same server, perhaps by another name
         return replace(state, server_url=url, server_key=key, registered=False, logged_out=False, unconfirmed=False)
@@ -92,33 +93,33 @@ class Logins:
 
     def _hindrance(self) -> str:
         lines = health_lines(self._daemon)
-        if self._daemon.server_error is not None:
-            return str(self._daemon.server_error)
+        if self._daemon.control.error is not None:
+            return str(self._daemon.control.error)
         return lines[0].text if lines else "see `calnet status`"
 
     async def _log_in(self, request: UpRequest, emit: Emit) -> None:
         daemon = self._daemon
         client = await self.connected(request.timeout_s)
-        fresh = request.renew or daemon.standing in REFUSING or daemon.state.logged_out
-        if fresh or (daemon.standing == PENDING and request.auth_key) or not daemon.state.registered:
+        fresh = request.renew or daemon.control.standing in REFUSING or daemon.state.logged_out
+        if fresh or (daemon.control.standing == PENDING and request.auth_key) or not daemon.state.registered:
             await self._register(client, request)
-        if daemon.standing != PENDING:
+        if daemon.control.standing != PENDING:
             return
-        code = daemon.approve_code
+        code = daemon.control.approve_code
         await emit({"approve_code": code, "say": f"waiting for approval; on the server: calnet.pyz admin nodes approve {code}"})
-        await daemon.until(lambda: daemon.standing != PENDING or not daemon.state.prefs.want_up, None)
-        if daemon.standing != ACTIVE and daemon.standing != UNKNOWN:
-            raise LoginNeededError(f"this machine was not approved: the server says {daemon.standing}")
+        await daemon.until(lambda: daemon.control.standing != PENDING or not daemon.state.prefs.want_up, None)
+        if daemon.control.standing != ACTIVE and daemon.control.standing != UNKNOWN:
+            raise LoginNeededError(f"this machine was not approved: the server says {daemon.control.standing}")
 
     async def connected(self, timeout: float) -> ControlClient:
         """The control client once it has a session. What keeps it from one is raised after `timeout`, a wrong server key at once."""
         daemon = self._daemon
-        await daemon.until(lambda: daemon.client is None or daemon.client.connected or daemon.server_key_error is not None, timeout)
-        if daemon.server_key_error is not None:
-            raise daemon.server_key_error
-        if daemon.client is None or not daemon.client.connected:
-            raise daemon.server_error or UnreachableError(f"the server {daemon.state.server_url} does not answer")
-        return daemon.client
+        await daemon.until(lambda: daemon.control.client is None or daemon.control.client.connected or daemon.control.key_error is not None, timeout)
+        if daemon.control.key_error is not None:
+            raise daemon.control.key_error
+        if daemon.control.client is None or not daemon.control.client.connected:
+            raise daemon.control.error or UnreachableError(f"the server {daemon.state.server_url} does not answer")
+        return daemon.control.client
 
     async def _register(self, client: ControlClient, request: UpRequest) -> None:
         """Register, with new keys where this machine was known to peers before. A refusal leaves the keys as they were."""
@@ -154,9 +155,9 @@ class Logins:
         log.info("registered node_key_renewed=%s", daemon.state.keys.previous is not None)
         daemon.keys_changed()
         if isinstance(answer, control.State):
-            daemon.standing_changed(answer.state, answer.code)
+            daemon.control.standing_changed(answer.state, answer.code)
         else:
-            daemon.standing_changed(ACTIVE, "")
+            daemon.control.standing_changed(ACTIVE, "")
 
     async def confirm_again(self) -> None:
         """After a crash in mid-renewal: register the keys that were saved. A refusal brings the old ones back."""
@@ -175,14 +176,14 @@ class Logins:
         """End the registration's use; whether the server was told. Locally it holds in any case."""
         daemon = self._daemon
         told = False
-        if daemon.client is not None and daemon.client.connected:
+        if daemon.control.client is not None and daemon.control.client.connected:
             try:
-                await daemon.client.logout()
+                await daemon.control.client.logout()
                 told = True
             except (UnreachableError, TimedOutError) as error:
                 log.warning("logout_not_told error=%s", error)
         daemon.directory.save(replace(daemon.state, logged_out=True))
-        daemon.forget_netmap()
+        daemon.control.forget_netmap()
         daemon.settle()
         return told
 

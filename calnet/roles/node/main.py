@@ -130,7 +130,8 @@ async def _serve(settings: Settings) -> int:
     from calnet.host.netlink import MARK, KernelNetwork
     from calnet.host.nft import KernelNftables
     from calnet.host.probes import host_name
-    from calnet.roles.node.daemon import Clocks, Daemon, Machine
+    from calnet.roles.node.clocks import Clocks
+    from calnet.roles.node.daemon import Daemon, Machine
     from calnet.roles.node.host_setup import HostSetup
     from calnet.roles.node.login import Logins
     from calnet.roles.node.opening import engine_opener

@@ -13,7 +13,7 @@ from calnet.host.tun import TunDevice, open_tun
 from calnet.host.udp import UdpTransport, open_udp
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.paths.paths import Paths
-from calnet.roles.node.daemon import Clocks
+from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.datapath import DataPath
 from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine, PeerStatus, PingAnswer
 from calnet.roles.node.state import Keys, StateDirectory

@@ -89,13 +89,13 @@ class Operations:
         return overview.status(self._daemon)
 
     async def _ip(self, request: LocalRequest) -> Json:
-        netmap = self._daemon.netmap
+        netmap = self._daemon.control.netmap
         if netmap is None:
             raise LoginNeededError("this node has no address yet: `calnet up` first")
         return {"ips": [str(address) for address in netmap.self.addresses]}
 
     async def _whois(self, request: LocalRequest) -> Json:
-        return whois_document(self._daemon.netmap, _text(request.args, "ip", ""))
+        return whois_document(self._daemon.control.netmap, _text(request.args, "ip", ""))
 
     async def _version(self, request: LocalRequest) -> Json:
         return {"version": self._daemon.machine.version}
@@ -125,23 +125,23 @@ class Operations:
             "mapping": "unknown" if found is None else found.mapping,
             "port_mapping": [],
             "relay_rtt_ms": None if relay_rtt is None else round(relay_rtt * 1000, 2),
-            "server_reachable": daemon.client is not None and daemon.client.connected,
+            "server_reachable": daemon.control.connected,
         }
 
     async def _wait(self, request: LocalRequest) -> Json:
         daemon, timeout = self._daemon, _seconds(request.args, "timeout_s", None)
-        if await daemon.until(lambda: daemon.state_name() == "running" and daemon.client is not None and daemon.client.connected, timeout):
+        if await daemon.until(lambda: daemon.state_name() == "running" and daemon.control.connected, timeout):
             return {"state": daemon.state_name()}
         name = daemon.state_name()
         if name.startswith("needs-"):
             raise LoginNeededError(f"still {name} after {timeout:g} s: `calnet up`")
-        reason = f": {daemon.server_error}" if daemon.server_error is not None else ""
+        reason = f": {daemon.control.error}" if daemon.control.error is not None else ""
         raise TimedOutError(f"not connected after {timeout:g} s (state {name}){reason}")
 
     async def _ping(self, request: LocalRequest) -> Json:
         """Probe a peer; each answer is an event. `until_direct` ends with the first direct answer."""
         daemon, args = self._daemon, request.args
-        peer = find_peer(daemon.netmap, _text(args, "peer", ""))
+        peer = find_peer(daemon.control.netmap, _text(args, "peer", ""))
         count = _whole(args, "count", 0)
         until_direct = _flag(args, "until_direct") or False
         timeout = _seconds(args, "timeout_s", 5.0) or 5.0
@@ -208,7 +208,7 @@ class Operations:
         )
 
     def _overlay(self) -> tuple[Any, ...]:
-        return () if self._daemon.netmap is None else self._daemon.netmap.prefixes
+        return () if self._daemon.control.netmap is None else self._daemon.control.netmap.prefixes
 
     async def _down(self, request: LocalRequest) -> Json:
         daemon = self._daemon
@@ -238,7 +238,7 @@ class Operations:
         if (prefs.hostname, prefs.advertise_routes) == (before.hostname, before.advertise_routes) or not daemon.state.registered:
             return
         try:
-            await daemon.tell_server()
+            await daemon.control.tell_server()
         except (UnreachableError, TimedOutError) as error:
             await request.emit({"say": f"saved; the server hears of it later: {error}"})
         except InvalidError:
@@ -260,7 +260,7 @@ class Operations:
             prefs = replace(prefs, operator=operator)
         pin, unpin = _text(args, "pin", None), _text(args, "unpin", None)
         if pin:
-            peer = find_peer(self._daemon.netmap, pin)
+            peer = find_peer(self._daemon.control.netmap, pin)
             kept = tuple(other for other in prefs.pins if other.id != peer.id)
             prefs = replace(prefs, pins=(*kept, Pin(peer.id, peer.name, tuple(str(address) for address in peer.addresses), peer.node_key)))
         if unpin:

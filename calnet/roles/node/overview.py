@@ -12,11 +12,11 @@ from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_docume
 
 def health_lines(daemon: Daemon) -> list[HealthLine]:
     """The lines under health."""
-    netmap, probed, up = daemon.netmap, daemon.setup.probed, daemon.engine is not None
+    netmap, probed, up = daemon.control.netmap, daemon.setup.probed, daemon.engine is not None
     findings = daemon.notices.findings()
     if up:
         findings += [*daemon.trust_findings, *daemon.setup.findings]
-    if daemon.standing == "disabled":
+    if daemon.control.standing == "disabled":
         findings.append(Finding("disabled", "an admin disabled this node"))
     return health(
         Facts(
@@ -26,13 +26,13 @@ def health_lines(daemon: Daemon) -> list[HealthLine]:
             interfaces=daemon.setup.view.interfaces,
             dropping_chain=probed.dropping_chain if up else None,
             strict_rp_filter=probed.strict_rp_filter,
-            clock_offset=daemon.clock_offset,
+            clock_offset=daemon.control.clock_offset,
             advertising=() if netmap is None or not up else netmap.self.advertised_routes,
             forwarding_off=probed.forwarding_off,
             accepting=daemon.setup.accepted,
-            server_down_s=daemon.server_down_s(),
-            server_reason="" if daemon.server_error is None else str(daemon.server_error),
-            server_key_wrong="" if daemon.server_key_error is None else str(daemon.server_key_error),
+            server_down_s=daemon.control.down_s(),
+            server_reason="" if daemon.control.error is None else str(daemon.control.error),
+            server_key_wrong="" if daemon.control.key_error is None else str(daemon.control.key_error),
             relay_down_s=daemon.relay.down_s(),
             relay_reason=daemon.relay.reason,
             key_expires=None if netmap is None else netmap.self.key_expires,
@@ -43,15 +43,16 @@ def health_lines(daemon: Daemon) -> list[HealthLine]:
 
 def status(daemon: Daemon) -> Json:
     """The status document."""
-    client = daemon.client
+    client = daemon.control.client
     heard = client.last_heard if client is not None else 0.0
     last_seen = asyncio.get_running_loop().time() - heard if heard else None
-    own = SelfFacts(daemon.state.keys.node.public, daemon.machine.os, daemon.hostname(), daemon.udp_port(), daemon.endpoints or daemon.local_endpoints())
+    endpoints = daemon.control.endpoints or daemon.local_endpoints()
+    own = SelfFacts(daemon.state.keys.node.public, daemon.machine.os, daemon.hostname(), daemon.udp_port(), endpoints)
     return status_document(
         daemon.state_name(),
         ServerFacts(daemon.state.server_url, client is not None and client.connected, last_seen),
         own,
-        daemon.netmap if daemon.state.prefs.want_up else None,
+        daemon.control.netmap if daemon.state.prefs.want_up else None,
         daemon.peer_status,
         health_lines(daemon),
         now=daemon.now(),

@@ -18,7 +18,8 @@ from calnet.host.local_socket import LocalRequest
 from calnet.host.memory_network import MemoryNetwork
 from calnet.host.nft import MemoryNftables
 from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Peer, Relay, SelfNode
-from calnet.roles.node.daemon import NO_STATUS, Clocks, Daemon, Machine
+from calnet.roles.node.clocks import Clocks
+from calnet.roles.node.daemon import NO_STATUS, Daemon, Machine
 from calnet.roles.node.engine import EngineHost, Netcheck, PeerStatus, PingAnswer
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.login import Logins

@@ -83,7 +83,7 @@ def test_client_pings_a_silent_server_and_leaves_a_dead_one(tmp_path: Path, monk
         world.server.silent_to = (control.Ping,)
         await until(lambda: any(isinstance(message, control.Ping) for message in world.server.heard))
         await until(lambda: len(world.server.sessions) >= 2)
-        assert "silent" in str(world.daemon.server_error) or world.daemon.server_error is None
+        assert "silent" in str(world.daemon.control.error) or world.daemon.control.error is None
 
     run(tmp_path, script)
 
@@ -95,7 +95,7 @@ def test_request_without_an_answer_times_out_and_without_a_session_is_refused(tm
         await world.boot()
         await world.up()
         world.server.silent_to = (control.Update,)
-        client = world.daemon.client
+        client = world.daemon.control.client
         assert client is not None
         with pytest.raises(TimedOutError):
             await client.update(hostname="x")
@@ -116,7 +116,7 @@ def test_client_stopped_while_its_connection_breaks_makes_no_other(tmp_path: Pat
     async def script(world: World) -> None:
         await world.boot()
         await world.up()
-        world.daemon.stop_control()
+        world.daemon.control.stop()
         await world.server.drop()
         await asyncio.sleep(0)
         await until(lambda: not any("ControlClient" in repr(task) for task in asyncio.all_tasks()))

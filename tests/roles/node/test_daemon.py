@@ -159,7 +159,7 @@ def test_server_restart_leaves_the_data_path_alone(tmp_path: Path) -> None:
         await until(lambda: world.engine.relay_states[-1:] == [True])
         world.server.reachable = False
         await world.server.drop()
-        await until(lambda: world.daemon.client is not None and not world.daemon.client.connected)
+        await until(lambda: world.daemon.control.client is not None and not world.daemon.control.client.connected)
         await until(lambda: world.engine.relay_states[-1] is False)
         assert world.daemon.state_name() == "running"
         world.server.reachable = True
@@ -251,7 +251,7 @@ def test_up_without_a_server_in_reach_names_it(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match="connection refused"):
             await world.up(timeout_s=0.1)
         world.server.reachable = True
-        await until(lambda: world.daemon.client is not None and world.daemon.client.connected)
+        await until(lambda: world.daemon.control.connected)
         assert world.daemon.state_name() == "needs-login"
 
     run(tmp_path, script)
@@ -348,7 +348,7 @@ def test_logout_without_the_server_holds_here_and_is_told_later(tmp_path: Path) 
         await world.up()
         world.server.reachable = False
         await world.server.drop()
-        await until(lambda: world.daemon.client is not None and not world.daemon.client.connected)
+        await until(lambda: world.daemon.control.client is not None and not world.daemon.control.client.connected)
         assert await world.call("logout") == {"state": "needs-login"}
         assert "not reached" in str(world.events[-1])
         world.server.reachable = True
@@ -473,7 +473,7 @@ def test_server_with_another_key_is_refused_until_pinned_anew(tmp_path: Path) ->
         impostor = FakeServer(PrivateKey(b"\x77" * 32))
         world.server.key = impostor.key
         await world.server.drop()
-        await until(lambda: world.daemon.server_key_error is not None)
+        await until(lambda: world.daemon.control.key_error is not None)
         assert "server-key-changed" in world.codes()
         assert world.daemon.state_name() == "running"
         with pytest.raises(AuthenticationError, match="does not hold the control key"):

@@ -155,7 +155,7 @@ def test_set_without_the_server_is_told_later(tmp_path: Path) -> None:
         await world.up()
         world.server.reachable = False
         await world.server.drop()
-        await until(lambda: world.daemon.client is not None and not world.daemon.client.connected)
+        await until(lambda: world.daemon.control.client is not None and not world.daemon.control.client.connected)
         await world.call("set", hostname="later")
         assert "hears of it later" in str(world.events[-1])
         world.server.reachable = True
