@@ -82,4 +82,4 @@ class HostKeeper:
         self.ready = self._wanted() is not None
         if self._clock() - self._probed_at >= PROBE_S:
             self._probed_at = self._clock()
-            await self._setup.probe(wanted.netmap.self.advertised_routes)
+            await self._setup.probe()

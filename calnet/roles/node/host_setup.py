@@ -38,7 +38,6 @@ class Probed:
 
     dropping_chain: str | None = None
     strict_rp_filter: tuple[str, ...] = ()
-    forwarding_off: tuple[str, ...] = ()
 
 
 class HostSetup:
@@ -150,14 +149,13 @@ class HostSetup:
             self._touched = False
             self._directory.record_host(self.tun, None)
 
-    async def probe(self, advertising: Iterable[Prefix]) -> None:
+    async def probe(self) -> None:
         """Look at what commonly breaks."""
         names = [interface.name for interface in self._underlay()]
         ruleset = await self._reader.dump() if self._reader is not None else ""
         self.probed = Probed(
             dropping_chain=probes.dropping_chain(ruleset, self.tun),
             strict_rp_filter=probes.strict_rp_filter(names),
-            forwarding_off=probes.forwarding_off(prefix.version for prefix in advertising),
         )
 
     def _underlay(self) -> list[Interface]:

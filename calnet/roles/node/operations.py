@@ -133,8 +133,10 @@ class Operations:
         if await daemon.until(lambda: daemon.state_name() == "running" and daemon.control.connected, timeout):
             return {"state": daemon.state_name()}
         name = daemon.state_name()
-        if name.startswith("needs-"):
-            raise LoginNeededError(f"still {name} after {timeout:g} s: `calnet up`")
+        if name == "needs-approval":
+            raise LoginNeededError(f"still not approved after {timeout:g} s: `calnet up` prints the command to run on the server")
+        if name == "needs-login":
+            raise LoginNeededError(f"still not logged in after {timeout:g} s: `calnet up`")
         reason = f": {daemon.control.error}" if daemon.control.error is not None else ""
         raise TimedOutError(f"not connected after {timeout:g} s (state {name}){reason}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from calnet.host.probes import forwarding_off
 from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.health import Facts, HealthLine, health
 from calnet.roles.node.routes import Finding
@@ -13,6 +14,7 @@ from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_docume
 def health_lines(daemon: Daemon) -> list[HealthLine]:
     """The lines under health."""
     netmap, probed, up = daemon.control.netmap, daemon.setup.probed, daemon.engine is not None
+    advertising = () if netmap is None or not up else netmap.self.advertised_routes
     findings = daemon.notices.findings()
     if up:
         findings += [*daemon.trust_findings, *daemon.setup.findings]
@@ -27,8 +29,8 @@ def health_lines(daemon: Daemon) -> list[HealthLine]:
             dropping_chain=probed.dropping_chain if up else None,
             strict_rp_filter=probed.strict_rp_filter,
             clock_offset=daemon.control.clock_offset,
-            advertising=() if netmap is None or not up else netmap.self.advertised_routes,
-            forwarding_off=probed.forwarding_off,
+            advertising=advertising,
+            forwarding_off=forwarding_off(route.version for route in advertising),  # read at each question: no event tells that it was set
             accepting=daemon.setup.accepted,
             server_down_s=daemon.control.down_s(),
             server_reason="" if daemon.control.error is None else str(daemon.control.error),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from calnet.crypto.keys import encode_key
-from calnet.errors import InvalidError, NotFoundError
+from calnet.errors import InvalidError, LoginNeededError, NotFoundError
 from calnet.model import Endpoint, Netmap, NodeId, Peer
 from calnet.roles.node.engine import PeerStatus
 from calnet.roles.node.health import HealthLine
@@ -116,8 +116,10 @@ def peer_document(peer: Peer, standing: PeerStatus, now: float) -> Json:
 
 
 def find_peer(netmap: Netmap | None, word: str) -> Peer:
-    """The peer that `word` names: its name, an address, or its id. NotFoundError says which there are."""
-    peers = () if netmap is None else netmap.peers
+    """The peer that `word` names: its name, an address, or its id. NotFoundError says which there are, LoginNeededError that none is known yet."""
+    if netmap is None:
+        raise LoginNeededError("this node knows no peers yet: `calnet up` first")
+    peers = netmap.peers
     for peer in peers:
         if word == peer.name or word in (str(address) for address in peer.addresses):
             return peer
@@ -129,32 +131,36 @@ def find_peer(netmap: Netmap | None, word: str) -> Peer:
 
 
 def whois_document(netmap: Netmap | None, text: str) -> Json:
-    """Who holds an overlay address, or routes it. InvalidError for what is no address, NotFoundError for one that nobody has."""
+    """Who holds an overlay address, or routes it.
+
+    InvalidError for what is no address, NotFoundError for one that nobody has, LoginNeededError without a netmap.
+    """
     import ipaddress
 
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise InvalidError(f"{text!r} is not an IP address") from None
-    if netmap is not None:
-        node = netmap.self
-        if address in node.addresses:
-            return {
-                "id": node.id,
-                "name": node.name,
-                "user": node.user or None,
-                "tags": list(node.tags),
-                "self": True,
-                "ips": [str(a) for a in node.addresses],
-                "route": None,
-            }
-        for peer in netmap.peers:
-            if address in peer.addresses:
-                return _who(peer, None)
-        routed = [(route, peer) for peer in netmap.peers for route in peer.routes if route.version == address.version and address in route]
-        if routed:
-            route, peer = max(routed, key=lambda pair: pair[0].prefixlen)
-            return _who(peer, str(route))
+    if netmap is None:
+        raise LoginNeededError("this node knows no addresses yet: `calnet up` first")
+    node = netmap.self
+    if address in node.addresses:
+        return {
+            "id": node.id,
+            "name": node.name,
+            "user": node.user or None,
+            "tags": list(node.tags),
+            "self": True,
+            "ips": [str(a) for a in node.addresses],
+            "route": None,
+        }
+    for peer in netmap.peers:
+        if address in peer.addresses:
+            return _who(peer, None)
+    routed = [(route, peer) for peer in netmap.peers for route in peer.routes if route.version == address.version and address in route]
+    if routed:
+        route, peer = max(routed, key=lambda pair: pair[0].prefixlen)
+        return _who(peer, str(route))
     raise NotFoundError(f"no node has the address {address}")
 
 

@@ -224,7 +224,7 @@ def test_up_cancelled_while_pending_leaves_the_node_waiting(tmp_path: Path) -> N
         await world.halt()
         await world.boot()
         await until(lambda: world.daemon.state_name() == "needs-approval")
-        with pytest.raises(LoginNeededError, match="needs-approval"):
+        with pytest.raises(LoginNeededError, match="not approved"):
             await world.call("wait", timeout_s=0.05)
 
     run(tmp_path, script)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calnet.errors import CalnetError, InvalidError, LoginNeededError, NotFoundError, TimedOutError, UsageError
+from calnet.host import probes
 from calnet.model import Endpoint, NodeId
+from calnet.roles.node import overview
 from calnet.roles.node.engine import PingAnswer
 from calnet.wire import control
-from tests.roles.node.fakes import World, run, until
+from tests.roles.node.fakes import World, a_netmap, run, until
 
 RELAYED = PingAnswer("relay", None, 0.038)
 DIRECT = PingAnswer("direct", Endpoint("203.0.113.9", 41641), 0.012)
@@ -117,8 +121,10 @@ def test_ip_and_whois_before_the_first_netmap_say_so(tmp_path: Path) -> None:
         await world.boot()
         with pytest.raises(LoginNeededError):
             await world.call("ip")
-        with pytest.raises(NotFoundError):
+        with pytest.raises(LoginNeededError):
             await world.call("whois", ip="100.70.0.1")
+        with pytest.raises(LoginNeededError):
+            await world.call("ping", peer="node2")
         with pytest.raises(InvalidError):
             await world.call("whois", ip="bob")
 
@@ -211,5 +217,23 @@ def test_interface_that_was_removed_is_made_again(tmp_path: Path) -> None:
         await until(lambda: len(world.engines) == 2 and world.daemon.state_name() == "running")
         assert world.engines[0].closed
         assert world.engine.netmaps[-1][0].peers[0].id == NodeId(2)
+
+    run(tmp_path, script)
+
+
+def test_status_says_at_once_whether_a_subnet_router_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sysctls = tmp_path / "sys"
+    (sysctls / "net/ipv4").mkdir(parents=True)
+    (sysctls / "net/ipv4/ip_forward").write_text("0\n")
+    monkeypatch.setattr(overview, "forwarding_off", lambda versions: probes.forwarding_off(versions, sysctls))
+
+    async def script(world: World) -> None:
+        netmap = a_netmap()
+        world.server.netmap = replace(netmap, self=replace(netmap.self, advertised_routes=(ip_network("192.168.7.0/24"),)))
+        await world.boot()
+        await world.up()
+        assert "ip-forward" in world.codes()
+        (sysctls / "net/ipv4/ip_forward").write_text("1\n")
+        assert "ip-forward" not in world.codes()
 
     run(tmp_path, script)
