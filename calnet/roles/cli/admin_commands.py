@@ -33,7 +33,17 @@ def admin(args: Namespace) -> int:
         print_lines([show.clean(line) for line in str(show.mapping(result).get("text", result)).splitlines()])
     else:
         print_lines(_lines(args.op, result))
+    if args.op == "nodes.routes.approve":
+        _tell_of_unadvertised(args.routes, show.mapping(result))
     return 0
+
+
+def _tell_of_unadvertised(routes: list[str], node: show.Json) -> None:
+    """An approved route has no effect until its node advertises just that one: a slip in its length shows nowhere else."""
+    advertised = show.mapping(node.get("routes")).get("advertised")
+    for route in routes:
+        if isinstance(advertised, list) and route not in advertised:
+            tell({"say": f"{route} is approved, but {show.cell(node.get('name'))} does not advertise it; it does: {show.cell(advertised)}"})
 
 
 def arguments(args: Namespace) -> show.Json:

@@ -63,7 +63,7 @@ def facts(document: Json) -> list[str]:
 STATE_LINES = {
     "stopped": "Calnet is stopped; start it with: calnet.pyz up",
     "needs-login": "This machine is not logged in; connect it with: calnet.pyz up --server URL",
-    "needs-approval": "This machine waits for approval on the server (calnet.pyz admin nodes approve CODE)",
+    "needs-approval": "This machine waits for approval on the server (calnet.pyz admin nodes approve CODE; calnet.pyz up prints the code)",
     "starting": "Calnet is starting",
 }
 

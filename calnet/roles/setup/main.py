@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -59,6 +60,10 @@ def uninstall(args: Namespace) -> int:
     root, role = _root(args), ROLES[args.what]
     if _systemd_runs(args):
         _systemctl("disable", "--now", role.unit, needed=False)
+    if _answers(root / role.socket):
+        raise HostError(f"a {role.name} that systemd did not start still runs here: stop it, then run this again")
+    was_there = (root / UNITS / role.unit).exists()
+    state = root / "var/lib" / role.state
     try:
         _remove(root / UNITS / role.unit)
         if not any((root / UNITS / other.unit).exists() for other in ROLES.values()):
@@ -69,9 +74,20 @@ def uninstall(args: Namespace) -> int:
         raise HostError(f"{error.filename or root}: {error.strerror}; run it again") from None
     if _systemd_runs(args):
         _systemctl("daemon-reload", needed=False)
-    kept = "" if args.purge else f"; its state is kept in {root / 'var/lib' / role.state} (--purge removes it)"
-    _say(f"removed the {role.name}'s service{kept}")
+    kept = f"; its state is kept in {state} (--purge removes it)" if state.exists() else ""
+    _say(f"{'removed' if was_there else 'there is no'} {role.unit}{kept}")
     return 0
+
+
+def _answers(path: Path) -> bool:
+    """Whether a daemon listens on this socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except OSError:  # a path too long for a socket's address too
+            return False
+    return True
 
 
 def _root(args: Namespace) -> Path:
@@ -190,13 +206,13 @@ def _systemd_runs(args: Namespace) -> bool:
 def _start(args: Namespace, role: Role, *, changed: bool) -> None:
     if args.root is not None:
         return
+    following = "connect it with: calnet up --server URL --auth-key -" if role.name == "node" else "make a key with: calnet admin keys create"
     if not _systemd_runs(args):
-        _say(f"systemd does not run here: start it yourself with: calnet {role.name}")
+        _say(f"systemd does not run here: start it yourself with: calnet {role.name}; then {following}")
         return
     _systemctl("daemon-reload")
     _systemctl("enable", role.unit)
     _systemctl("restart" if changed else "start", role.unit)
-    following = "connect it with: calnet up --server URL --auth-key -" if role.name == "node" else "make a key with: calnet admin keys create"
     _say(f"{role.unit} runs; {following}")
 
 

@@ -15,6 +15,7 @@ class Role:
     name: str
     unit: str
     state: str
+    socket: str
     environment: str
     description: str
     rights: str
@@ -24,6 +25,7 @@ NODE: Final = Role(
     name="node",
     unit="calnet-node.service",
     state="calnet",
+    socket="run/calnet/calnet.sock",
     environment="/etc/calnet/node.env",
     description="Calnet node",
     rights="""\
@@ -39,6 +41,7 @@ SERVER: Final = Role(
     name="server",
     unit="calnet-server.service",
     state="calnet-server",
+    socket="var/lib/calnet-server/admin.sock",
     environment="/etc/calnet/server.env",
     description="Calnet server: control, relay, STUN",
     rights="""\

@@ -65,6 +65,15 @@ def test_keys_create_prints_the_secret_alone(cli: Cli, tmp_path: Path) -> None:
         assert json.loads(cli("admin", "keys", "create", "--json", "--socket", str(server.socket)).out) == {"key": "calnet-abc", "id": "1"}
 
 
+def test_routes_approve_warns_of_a_route_that_is_not_advertised(cli: Cli, tmp_path: Path) -> None:
+    node = {"name": "bob", "routes": {"advertised": ["192.168.1.0/24"], "approved": ["192.168.1.0/24", "192.168.1.0/32"]}}
+    with scripted(tmp_path, {"nodes.routes.approve": node}) as server:
+        words = ("admin", "--socket", str(server.socket), "nodes", "routes", "approve", "bob")
+        told = cli(*words, "192.168.1.0/24", "192.168.1.0")
+        assert (told.code, told.err) == (0, "192.168.1.0/32 is approved, but bob does not advertise it; it does: 192.168.1.0/24\n")
+        assert cli(*words, "192.168.1.0/24").err == ""
+
+
 def test_list_is_a_table_and_json_an_array(cli: Cli, tmp_path: Path) -> None:
     rows = [{"id": 1, "name": "admin", "role": "owner", "created": "2026-01-01T00:00:00Z", "more": "unseen"}]
     with scripted(tmp_path, {"users.list": rows}) as server:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -114,6 +116,26 @@ def test_uninstall_purge_removes_the_state_and_can_be_repeated(pyz: Path, root: 
         assert run(pyz, root, "uninstall", "server", "--purge").returncode == 0
     assert tree(root) == {}
     assert not (root / "var/lib/calnet-server").exists()
+
+
+def test_uninstall_of_what_is_not_there_says_so(pyz: Path, root: Path) -> None:
+    done = run(pyz, root, "uninstall", "node")
+    assert (done.returncode, done.stderr) == (0, "there is no calnet-node.service\n")
+
+
+def test_uninstall_refuses_while_one_runs_that_systemd_did_not_start(pyz: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="calnet-setup-") as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        root = Path(short)
+        assert run(pyz, root, "install", "server").returncode == 0
+        state = root / "var/lib/calnet-server"
+        state.mkdir(parents=True)
+        listener.bind(str(state / "admin.sock"))
+        listener.listen()
+        refused = run(pyz, root, "uninstall", "server", "--purge")
+        assert refused.returncode == 1
+        assert "stop it" in refused.stderr
+        assert state.is_dir()
+        assert (root / "etc/systemd/system/calnet-server.service").is_file()
 
 
 def test_uninstall_purge_does_not_follow_a_symlink(pyz: Path, root: Path, tmp_path: Path) -> None:
