@@ -12,7 +12,6 @@ apart (`ControlEvents.server_key_wrong`): nothing is sent to it, and it is tried
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, assert_never
@@ -23,7 +22,7 @@ from calnet.model import Endpoint, Netmap, NodeId
 from calnet.roles.node.routes import check_netmap
 from calnet.roles.node.state import Keys
 from calnet.roles.node.together import together
-from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Server, backoff
+from calnet.roles.node.underlay import CONTROL_PATH, Dial, MessageSocket, Reconnecting, Server
 from calnet.wire import control
 from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
@@ -39,8 +38,6 @@ REQUEST_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 _END_OF_TIME: Final = 1e11
 """Unix seconds of the year 5138: no clock says more."""
-STABLE_S: Final = 30.0
-"""A session that lasted so long starts the backoff anew."""
 
 
 class ControlEvents(Protocol):
@@ -95,8 +92,7 @@ class ControlClient:
         self._outgoing: asyncio.Queue[control.Message] = asyncio.Queue(256)
         self._last_heard = 0.0
         self._last_sent = 0.0
-        self._wake = asyncio.Event()
-        self._stopped = False
+        self._reconnecting = Reconnecting(random)
         self.connected = False
 
     @property
@@ -106,21 +102,16 @@ class ControlClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        attempt = 0
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            try:
-                await self._session()
-            except CalnetError as error:
-                if not self._stopped:
-                    self._lost(error)
-            finally:
-                await self._ended()
-            if self._stopped:
-                return
-            attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
-            await self._pause(backoff(attempt - 1 if attempt else 0, self._random(1)[0] / 256))
+        await self._reconnecting.run(self._one)
+
+    async def _one(self) -> None:
+        try:
+            await self._session()
+        except CalnetError as error:
+            if not self._reconnecting.stopped:
+                self._lost(error)
+        finally:
+            await self._ended()
 
     def _lost(self, error: CalnetError) -> None:
         if isinstance(error, AuthenticationError):
@@ -129,17 +120,11 @@ class ControlClient:
 
     def stop(self) -> None:
         """Tell nothing more and connect no more: the caller is done with this server, and cancels `run`."""
-        self._stopped = True
+        self._reconnecting.stop()
 
     def reconnect_now(self) -> None:
         """Don't wait for the backoff: the network changed."""
-        self._wake.set()
-
-    async def _pause(self, seconds: float) -> None:
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
+        self._reconnecting.now()
 
     # --- requests ---
 
@@ -291,7 +276,7 @@ class ControlClient:
         self._last_heard = asyncio.get_running_loop().time()
 
     def _handle(self, message: control.ServerMessage) -> None:
-        if self._stopped:
+        if self._reconnecting.stopped:
             return
         match message:
             case control.Ping():

@@ -9,7 +9,6 @@ Error contract. Whatever the relay sends ends the connection at worst, never the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import CalnetError, ProtocolError, UnreachableError
 from calnet.model import Buffer
 from calnet.roles.node.together import together
-from calnet.roles.node.underlay import Dial, MessageSocket, backoff
+from calnet.roles.node.underlay import Dial, MessageSocket, Reconnecting
 from calnet.wire import relay
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ QUEUE_BYTES: Final = 1 << 20
 FRAME_TARGET: Final = 60_000
 """Datagram bytes gathered for one round of frames."""
 OPENING_TIMEOUT_S: Final = 15.0
-STABLE_S: Final = 30.0
 MEASURE_TIMEOUT_S: Final = 3.0
 
 
@@ -52,12 +50,11 @@ class RelayClient:
         """`clock` measures round trips: the loop's own may stand still within one turn."""
         self._url, self._server_key, self._node_key = url, server_key, node_key
         self._dial, self._events, self._random, self._clock = dial, events, random, clock
-        self._again = True
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0
         self._control: deque[bytes] = deque()
         self._something = asyncio.Event()
-        self._wake = asyncio.Event()
+        self._reconnecting = Reconnecting(random)
         self._pings: dict[bytes, tuple[float, asyncio.Future[float]]] = {}
         self._last_heard = self._last_sent = 0.0
         self.connected = False
@@ -66,32 +63,23 @@ class RelayClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled, or `end_with_connection` was called and it ended."""
-        attempt = 0
-        loop = asyncio.get_running_loop()
-        while True:
-            started = loop.time()
-            try:
-                await self._connection()
-            except CalnetError as error:
-                self._events.relay_connected(False, str(error))
-            finally:
-                self.connected = False
-            attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
-            if not self._again:
-                return
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff(max(0, attempt - 1), self._random(1)[0] / 256)):
-                    await self._wake.wait()
+        await self._reconnecting.run(self._one)
+
+    async def _one(self) -> None:
+        try:
+            await self._connection()
+        except CalnetError as error:
+            self._events.relay_connected(False, str(error))
+        finally:
+            self.connected = False
 
     def reconnect_now(self) -> None:
         """Don't wait for the backoff: the network changed."""
-        self._wake.set()
+        self._reconnecting.now()
 
     def end_with_connection(self) -> None:
         """Make no further connection: `run` returns when this one ends."""
-        self._again = False
-        self._wake.set()
+        self._reconnecting.stop()
 
     def send(self, peer: bytes, datagrams: Sequence[Buffer]) -> None:
         """Queue datagrams for the peer with this node key; copied. Without a connection they are lost."""

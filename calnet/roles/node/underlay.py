@@ -14,13 +14,13 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from calnet.crypto.keys import decode_key
+from calnet.crypto.keys import RandomBytes, decode_key
 from calnet.errors import InvalidError, ProtocolError, UnreachableError
 from calnet.model import Endpoint
 from calnet.wire.endpoints import is_candidate
@@ -29,6 +29,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 STAGGER_S: Final = 0.25
 """Next address of a host after so long without a connection (RFC 8305)."""
 MAX_ADDRESSES: Final = 8
+STABLE_S: Final = 30.0
+"""A connection that lasted so long starts the backoff anew."""
 CONTROL_PATH: Final = "/control/ws"
 KEY_PATH: Final = "/control/key"
 _URL: Final = re.compile(r"[A-Za-z0-9:/._~%\[\]-]+")
@@ -294,6 +296,44 @@ def _get(connection: socket.socket, server: Server) -> tuple[int, bytes]:
         return answer.status, answer.read(_ANSWER_LIMIT)
     finally:
         client.close()
+
+
+class Reconnecting:
+    """Makes a connection again and again, with jittered backoff; one that lasted for STABLE_S starts the backoff anew.
+
+    Whoever is done with it calls `stop` and then cancels the task that runs it: a connection that breaks at that moment would swallow the cancel.
+    """
+
+    def __init__(self, random: RandomBytes) -> None:
+        self._random = random
+        self._wake = asyncio.Event()
+        self.stopped = False
+
+    async def run(self, connection: Callable[[], Awaitable[None]]) -> None:
+        """Await `connection()` until cancelled or stopped. It raises only what is a defect: how a connection ended is its own to tell."""
+        attempt, loop = 0, asyncio.get_running_loop()
+        while not self.stopped:
+            started = loop.time()
+            await connection()
+            attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
+            await self._pause(backoff(max(0, attempt - 1), self._random(1)[0] / 256))
+
+    async def _pause(self, seconds: float) -> None:
+        if self.stopped:
+            return
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    def now(self) -> None:
+        """Don't wait for the backoff: the network changed."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Make no further connection: `run` returns when this one ends."""
+        self.stopped = True
+        self._wake.set()
 
 
 def backoff(attempt: int, fraction: float, limit: float = 30.0) -> float:
