@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
 from calnet.errors import WireError
@@ -90,6 +90,13 @@ def source_network(host: str, *, v4_bits: int = 32) -> bytes:
     except ValueError:
         return host.encode()
     return packed[: v4_bits // 8] if len(packed) == 4 else packed[:8]
+
+
+def overlaps(left: Prefix, right: Prefix) -> bool:
+    """Whether two prefixes share an address; those of different versions don't."""
+    if isinstance(left, IPv4Network):
+        return isinstance(right, IPv4Network) and left.overlaps(right)
+    return isinstance(right, IPv6Network) and left.overlaps(right)
 
 
 def is_candidate(endpoint: Endpoint, overlay: Iterable[Prefix] = ()) -> bool:

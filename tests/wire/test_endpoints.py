@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from calnet.errors import WireError
 from calnet.model import Endpoint
-from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, pack_endpoint, parse_endpoint, source_network, unpack_endpoint
+from calnet.wire.endpoints import PACKED_SIZE, address_of, is_candidate, is_private, overlaps, pack_endpoint, parse_endpoint, source_network, unpack_endpoint
 
 OVERLAY = (ip_network("100.70.0.0/24"), ip_network("fd12:3456:789a:1::/64"))
 
@@ -151,3 +151,17 @@ def test_endpoint_text_that_is_none_raises_wire_error(text: str) -> None:
 )
 def test_source_network_of_an_address_is_its_own_or_a_64(host: str, bits: int, expected: bytes) -> None:
     assert source_network(host, v4_bits=bits) == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "shared"),
+    [
+        ("10.0.0.0/8", "10.1.0.0/16", True),
+        ("10.0.0.0/9", "10.128.0.0/9", False),
+        ("fd00::/8", "fd00:1::/64", True),
+        ("::/0", "0.0.0.0/0", False),
+    ],
+)
+def test_overlaps_prefixes_of_one_version_that_share_an_address(left: str, right: str, shared: bool) -> None:
+    assert overlaps(ip_network(left), ip_network(right)) is shared
+    assert overlaps(ip_network(right), ip_network(left)) is shared

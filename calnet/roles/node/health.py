@@ -11,6 +11,7 @@ from calnet.host.interfaces import Interface
 from calnet.model import Prefix
 from calnet.roles.node.escape import shown
 from calnet.roles.node.routes import Finding
+from calnet.wire.endpoints import overlaps
 
 CLOCK_LIMIT_S: Final = 60.0
 EXPIRY_WARNING_S: Final = 7 * 86_400.0
@@ -102,14 +103,15 @@ def _span(seconds: float) -> str:
 
 
 def _host(facts: Facts) -> Iterator[HealthLine]:
-    if any(interface.name.startswith(_TAILSCALE) and interface.up for interface in facts.interfaces) and _overlaps(_SHARED, facts.overlay):
+    tailscale = any(interface.name.startswith(_TAILSCALE) and interface.up for interface in facts.interfaces)
+    if tailscale and any(overlaps(_SHARED, prefix) for prefix in facts.overlay):
         text = "Tailscale runs on this machine and drops packets of 100.64.0.0/10 from other interfaces: stop it, or give the server a --prefix elsewhere"
         yield HealthLine("tailscale", "warning", text)
     for interface in facts.interfaces:
         if interface.name == facts.tun or interface.loopback or not interface.up:
             continue
         for assigned in interface.addresses:
-            inside = next((prefix for prefix in facts.overlay if prefix.version == assigned.version and assigned.network.overlaps(prefix)), None)
+            inside = next((prefix for prefix in facts.overlay if overlaps(assigned.network, prefix)), None)
             if inside is not None:
                 text = f"{interface.name} has {assigned} inside the overlay's {inside}: hosts of that network can't be reached while Calnet is up"
                 yield HealthLine("prefix-conflict", "warning", text)
@@ -120,10 +122,6 @@ def _host(facts: Facts) -> Iterator[HealthLine]:
         names = ", ".join(facts.strict_rp_filter)
         text = f"strict reverse path filtering on {names} can drop tunnel packets of routed peers: sysctl -w net.ipv4.conf.all.rp_filter=2"
         yield HealthLine("rp-filter", "warning", text)
-
-
-def _overlaps(prefix: Prefix, others: Iterable[Prefix]) -> bool:
-    return any(other.version == prefix.version and other.overlaps(prefix) for other in others)
 
 
 def _router(facts: Facts) -> Iterator[HealthLine]:

@@ -16,6 +16,7 @@ from calnet.errors import InvalidError, ProtocolError
 from calnet.model import Address, Netmap, Peer, PeerKind, Prefix
 from calnet.roles.node.state import Pin
 from calnet.wire.control import MAX_ROUTES
+from calnet.wire.endpoints import overlaps
 
 _NEVER: Final = tuple(ip_network(text) for text in ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"))
 
@@ -47,7 +48,7 @@ def check_netmap(netmap: Netmap) -> None:
     if not netmap.prefixes or not netmap.self.addresses:
         raise ProtocolError("the server's netmap names no overlay, or no address of this node")
     for prefix in netmap.prefixes:
-        if prefix.prefixlen < _SHORTEST[prefix.version] or any(prefix.version == never.version and prefix.overlaps(never) for never in _NEVER):
+        if prefix.prefixlen < _SHORTEST[prefix.version] or any(overlaps(prefix, never) for never in _NEVER):
             raise ProtocolError(f"the server's netmap calls {prefix} the overlay, which would take other traffic of this machine")
     if not all(_inside(address, netmap.prefixes) for address in netmap.self.addresses):
         raise ProtocolError("the server's netmap gives this node an address outside the overlay")
@@ -114,9 +115,9 @@ def unfit(route: Prefix, overlay: Iterable[Prefix]) -> str | None:
     """Why nobody's routes may hold this prefix, or None if they may."""
     if route.prefixlen == 0:
         return "a default route is an exit node's, which Calnet doesn't offer yet"
-    if any(route.version == never.version and route.overlaps(never) for never in _NEVER):
+    if any(overlaps(route, never) for never in _NEVER):
         return "loopback, link-local and multicast addresses are never routed"
-    if any(route.version == prefix.version and route.overlaps(prefix) for prefix in overlay):
+    if any(overlaps(route, prefix) for prefix in overlay):
         return "it overlaps the overlay's own prefix"
     return None
 

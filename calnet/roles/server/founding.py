@@ -10,9 +10,10 @@ from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import ConfigError, InvalidError, StateError
 from calnet.model import UserId
 from calnet.roles.server.allocation import check_prefix, grown_prefix, ula_prefix
-from calnet.roles.server.routes import overlaps, parse_route
+from calnet.roles.server.routes import parse_route
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import Change, Put, SettingRecord, UserRecord
+from calnet.wire.endpoints import overlaps
 
 DEFAULT_PREFIX: Final = IPv4Network("100.70.0.0/24")
 CONTROL_KEY: Final = "control-key"

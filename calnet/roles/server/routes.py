@@ -9,6 +9,7 @@ from typing import Final
 from calnet.errors import InvalidError
 from calnet.model import Prefix
 from calnet.wire.control import MAX_ROUTES
+from calnet.wire.endpoints import overlaps
 
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
@@ -40,10 +41,3 @@ def check_approvable(route: Prefix, overlay: Iterable[Prefix]) -> None:
         raise InvalidError(f"{route} can't be approved: it overlaps the overlay's own addresses")
     if route.is_multicast or route.is_loopback or route.is_link_local or route.is_unspecified or overlaps(route, _MAPPED):
         raise InvalidError(f"{route} can't be approved: it holds no addresses that can be routed")
-
-
-def overlaps(left: Prefix, right: Prefix) -> bool:
-    """Whether two prefixes share an address; those of different versions don't."""
-    if isinstance(left, ipaddress.IPv4Network):
-        return isinstance(right, ipaddress.IPv4Network) and left.overlaps(right)
-    return isinstance(right, ipaddress.IPv6Network) and left.overlaps(right)
