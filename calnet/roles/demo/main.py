@@ -187,7 +187,7 @@ class _Demo:
             source.result(20, stop=False)
             received = sink.result(20, stop=False)
             figures[label] = traffic.number(received, "bytes") * 8 / 1e6 / max(traffic.number(received, "seconds"), 1e-6)
-        self._result["throughput_mbit_s"] = {label: round(figure, 1) for label, figure in figures.items()}
+        self._result["throughput_mbit_s"] = {label.replace(" → ", "_to_"): round(figure, 1) for label, figure in figures.items()}
         told = ", ".join(f"{figure:,.0f} Mbit/s {label}" for label, figure in figures.items())
         self._story.tell("throughput", f"{told} (one TCP stream; both ends and the internet share this machine)")
 
