@@ -107,7 +107,7 @@ async def connect_marked(host: str, port: int, mark: int) -> socket.socket:
     except PermissionError as error:
         raise UnreachableError(f"can't connect to {host}: {error.strerror}; the daemon needs CAP_NET_ADMIN") from error
     except (OSError, UnicodeError) as error:
-        raise UnreachableError(f"{host} port {port}: {_reason(error)}") from error
+        raise UnreachableError(f"{host} port {port}: {_reason(error)}; is the server running there, and its port open?") from error
 
 
 def _reason(error: Exception) -> str:
@@ -119,6 +119,8 @@ def _reason(error: Exception) -> str:
 def _tls_reason(host: str, error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate of {host} does not hold: {error.verify_message}; renew it, or have this machine trust who signed it"
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return f"{host} does not speak TLS on that port: is its URL http:// rather than https://?"
     return f"TLS with {host} failed: {error.reason or error}"
 
 
@@ -233,7 +235,7 @@ def websocket_dial(mark: int) -> Dial:
             )
         except (InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
             connection.close()
-            raise UnreachableError(f"{host} port {port} is no Calnet server, or an old one: {error}") from error
+            raise UnreachableError(f"{host} port {port} is no Calnet server, or wants https:// rather than http://: {error}") from error
         except ssl.SSLError as error:
             connection.close()
             raise UnreachableError(_tls_reason(host, error)) from error
@@ -242,7 +244,7 @@ def websocket_dial(mark: int) -> Dial:
             raise UnreachableError(f"{host} port {port} does not answer") from error
         except OSError as error:
             connection.close()
-            raise UnreachableError(f"{host} port {port}: {_reason(error)}") from error
+            raise UnreachableError(f"{host} port {port}: {_reason(error)}; is the server running there, and its port open?") from error
         return _WebSocket(opened, ConnectionClosed)
 
     return dial
