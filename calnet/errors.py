@@ -19,6 +19,7 @@ CalnetError                          exit 1, HTTP 500
     ├── InvalidError                 422           a value the request may not have
     ├── NotFoundError                404
     ├── ConflictError                409           taken, or changed meanwhile
+    │   └── StaleError               412           decided on a state that is no longer the present one
     ├── ExhaustedError               409           no address, id or room left
     └── ForbiddenError               exit 5, 403   the key, user or node may not have it
 
@@ -160,6 +161,13 @@ class ConflictError(RefusedError):
 
     http_status = 409
     code = "conflict"
+
+
+class StaleError(ConflictError):
+    """Decided on a state that is no longer the present one: look again, then decide anew."""
+
+    http_status = 412
+    code = "stale"
 
 
 class ExhaustedError(RefusedError):

@@ -1,34 +1,41 @@
-"""Records as documents in tables, and what every backend shares: all-or-nothing commits, uniqueness, expectations, the schema and its migrations.
+"""Records as documents in tables, and what every backend shares: all-or-nothing commits, uniqueness, the audit log, the schema and its migrations.
 
-A backend is an `Engine`: three tables of bytes by bytes, changed in transactions. Everything that makes a `Store` of it stands here, once:
+A backend is an `Engine`: five tables of bytes by bytes, changed in transactions. Everything that makes a `Store` of it stands here, once:
 
     RECORDS   kind NUL id (text)          → MessagePack map of the record's fields
     TAKEN     what NUL value (raw)        → the record's key in RECORDS
-    META      "schema"                    → the schema's number as text
+    AUDIT     sequence number (8 bytes)   → MessagePack map of the audit record
+    LOG       version (8 bytes)           → MessagePack list of the keys in RECORDS that this commit changed; the last LOG_KEPT alone
+    META      "schema" "version" "audit"  → the schema's number, the number of commits, the last sequence number, as text
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from calnet.errors import CalnetError, ConflictError, StateError
+from calnet.errors import CalnetError, ConflictError, StaleError, StateError
 from calnet.store.interface import (
+    AuditRecord,
     AuthKeyRecord,
     Change,
-    Expect,
+    Commit,
+    Delete,
+    IdempotencyRecord,
     Key,
     NodeRecord,
     Put,
     Record,
     RecordType,
     RetiredRecord,
+    SessionRecord,
     SettingRecord,
+    TokenRecord,
     UserRecord,
     key_of,
     unique_values,
@@ -44,9 +51,16 @@ KINDS: Final[Mapping[str, RecordType]] = {
     "authkey": AuthKeyRecord,
     "retired": RetiredRecord,
     "setting": SettingRecord,
+    "token": TokenRecord,
+    "session": SessionRecord,
+    "idempotency": IdempotencyRecord,
 }
+LOG_KEPT: Final = 10_000
+"""Commits that `changes_since` reaches back."""
 _NAMES: Final = {kind: name for name, kind in KINDS.items()}
 _SCHEMA_KEY: Final = b"schema"
+_VERSION_KEY: Final = b"version"
+_AUDIT_KEY: Final = b"audit"
 
 
 class Table(enum.Enum):
@@ -55,6 +69,8 @@ class Table(enum.Enum):
     RECORDS = "records"
     TAKEN = "taken"
     META = "meta"
+    AUDIT = "audit"
+    LOG = "log"
 
 
 class Transaction(Protocol):
@@ -63,16 +79,19 @@ class Transaction(Protocol):
     def get(self, table: Table, key: bytes) -> bytes | None: ...
     def put(self, table: Table, key: bytes, value: bytes) -> None: ...
     def delete(self, table: Table, key: bytes) -> None: ...
-    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]: ...
+    def scan(self, table: Table, first: bytes = b"", *, before: bytes | None = None, newest_first: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Entries with first ≤ key < before, by key, or from the last."""
 
 
 class Engine(Protocol):
     """A backend. `write` makes the action's changes durable on return, or none of them if it (or the disk) fails, and may call the action again after
-    undoing it; `copy` writes a whole consistent copy to `path`. Engine failures are StateErrors."""
+    undoing it; `copy` writes a whole consistent copy to `path`. `watch` and `send` are those of Store. Engine failures are StateErrors."""
 
     def read(self, action: Callable[[Transaction], Result]) -> Result: ...
     def write(self, action: Callable[[Transaction], Result]) -> Result: ...
     def copy(self, path: Path) -> None: ...
+    def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None: ...
+    def send(self, message: bytes) -> None: ...
     def close(self) -> None: ...
 
 
@@ -84,7 +103,14 @@ class Schema:
     migrations: Mapping[int, Callable[[Documents], Documents]] = field(default_factory=dict)
 
 
-CURRENT: Final = Schema(1)
+def _with_identities(documents: Documents) -> Documents:
+    """Schema 1 knew no sign-in: its users were made by hand, and so were their roles. The new fields' defaults say just that."""
+    for user in documents.get("user", {}).values():
+        user["role_by_hand"] = True
+    return documents
+
+
+CURRENT: Final = Schema(2, {1: _with_identities})
 
 
 class DocumentStore:
@@ -104,15 +130,48 @@ class DocumentStore:
         elif found < schema.version:
             self._migrate(found, schema, copy_path)
 
-    def load(self) -> Iterable[Record]:
-        """Every record; see Store."""
+    def load(self) -> tuple[Commit, Sequence[Record]]:
+        """Every record, and its version; see Store."""
         self._check_open()
-        return self._engine.read(lambda transaction: [_decode(key, value, self._place) for key, value in transaction.scan(Table.RECORDS)])
+        return self._engine.read(
+            lambda transaction: (self._last(transaction), [_decode(key, value, self._place) for key, value in transaction.scan(Table.RECORDS)])
+        )
 
-    def commit(self, changes: Sequence[Change], expect: Sequence[Expect] = ()) -> None:
+    def commit(self, changes: Sequence[Change], *, audit: Sequence[AuditRecord] = (), version: int | None = None) -> Commit:
         """All or nothing; see Store."""
         self._check_open()
-        self._engine.write(lambda transaction: self._perform(transaction, changes, expect))
+        return self._engine.write(lambda transaction: self._perform(transaction, changes, audit, version))
+
+    def changes_since(self, version: int) -> tuple[Commit, Sequence[Change]]:
+        """What later commits did; see Store."""
+        self._check_open()
+        return self._engine.read(lambda transaction: self._changes(transaction, version))
+
+    def audit(self, *, after: int = 0, before: int | None = None, limit: int = 100, newest_first: bool = False) -> Sequence[AuditRecord]:
+        """A page of the audit log; see Store."""
+        self._check_open()
+        first, end = _number_key(max(0, after) + 1), None if before is None else _number_key(max(0, before))
+        return self._engine.read(
+            lambda transaction: [
+                self._audited(value)
+                for _, (_, value) in zip(range(limit), transaction.scan(Table.AUDIT, first, before=end, newest_first=newest_first), strict=False)
+            ]
+        )
+
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
+        """Hold these instead of all that is held, audit log included, in one commit: to restore an archive. Other servers on the store have to load anew."""
+        self._check_open()
+        return self._engine.write(lambda transaction: self._replace(transaction, records, audit))
+
+    def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
+        """See Store."""
+        self._check_open()
+        self._engine.watch(committed, message)
+
+    def send(self, message: bytes) -> None:
+        """See Store."""
+        self._check_open()
+        self._engine.send(message)
 
     def close(self) -> None:
         """Give the store up; see Store."""
@@ -127,10 +186,12 @@ class DocumentStore:
         if self._closed:
             raise StateError(f"{self._place} is closed")
 
-    def _perform(self, transaction: Transaction, changes: Sequence[Change], expect: Sequence[Expect]) -> None:
-        for expected in expect:
-            if transaction.get(Table.RECORDS, _raw(expected.key)) != (None if expected.record is None else _encode(expected.record)):
-                raise ConflictError(f"the {_NAMES[expected.key.kind]} was changed meanwhile: try again")
+    def _perform(self, transaction: Transaction, changes: Sequence[Change], audit: Sequence[AuditRecord], version: int | None) -> Commit:
+        last = self._last(transaction)
+        if version is not None and version != last.version:
+            raise StaleError("the store was changed by another server meanwhile")
+        if not changes and not audit:
+            return last
         after = {_raw(key_of(change.record) if isinstance(change, Put) else change.key): change for change in changes}
         for key in after:
             old = transaction.get(Table.RECORDS, key)
@@ -143,6 +204,61 @@ class DocumentStore:
                 transaction.put(Table.RECORDS, key, _encode(change.record))
             else:
                 transaction.delete(Table.RECORDS, key)
+        for number, record in enumerate(audit, last.audit + 1):
+            transaction.put(Table.AUDIT, _number_key(number), msgspec.msgpack.encode(replace(record, seq=number)))
+        now = Commit(last.version + 1, last.audit + len(audit))
+        transaction.put(Table.LOG, _number_key(now.version), msgspec.msgpack.encode(list(after)))
+        transaction.delete(Table.LOG, _number_key(max(0, now.version - LOG_KEPT)))
+        _write_last(transaction, now)
+        return now
+
+    def _replace(self, transaction: Transaction, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
+        last = self._last(transaction)
+        for table in (Table.RECORDS, Table.TAKEN, Table.AUDIT, Table.LOG):
+            for key, _ in list(transaction.scan(table)):
+                transaction.delete(table, key)
+        for record in records:
+            key = _raw(key_of(record))
+            _claim(transaction, key, record)
+            transaction.put(Table.RECORDS, key, _encode(record))
+        for entry in audit:
+            transaction.put(Table.AUDIT, _number_key(entry.seq), msgspec.msgpack.encode(entry))
+        now = Commit(last.version + 1, max((entry.seq for entry in audit), default=0))
+        _write_last(transaction, now)
+        return now
+
+    def _changes(self, transaction: Transaction, version: int) -> tuple[Commit, Sequence[Change]]:
+        last = self._last(transaction)
+        if version > last.version:
+            raise StateError(f"{self._place} went back from commit {version} to {last.version}: it was restored from a backup; restart this server")
+        keys: dict[bytes, None] = {}
+        found = 0
+        for _, value in transaction.scan(Table.LOG, _number_key(version + 1)):
+            keys.update(dict.fromkeys(msgspec.msgpack.decode(value, type=list[bytes])))
+            found += 1
+        if found != last.version - version:
+            raise StateError(f"{self._place} no longer knows what changed since commit {version}: restart this server, which loads it whole")
+        return last, [self._present(transaction, key) for key in keys]
+
+    def _present(self, transaction: Transaction, key: bytes) -> Change:
+        value = transaction.get(Table.RECORDS, key)
+        if value is not None:
+            return Put(_decode(key, value, self._place))
+        name, _, number_or_name = key.decode().partition("\0")
+        kind = KINDS[name]
+        return Delete(Key(kind, int(number_or_name) if kind in (UserRecord, NodeRecord) else number_or_name))
+
+    def _audited(self, value: bytes) -> AuditRecord:
+        try:
+            return msgspec.msgpack.decode(value, type=AuditRecord)
+        except msgspec.DecodeError as error:
+            raise _damaged(self._place, "an audit record does not parse") from error
+
+    def _last(self, transaction: Transaction) -> Commit:
+        numbers = [transaction.get(Table.META, key) or b"0" for key in (_VERSION_KEY, _AUDIT_KEY)]
+        if not all(number.isdigit() for number in numbers):
+            raise _damaged(self._place, "its counters do not parse")
+        return Commit(*map(int, numbers))
 
     def _schema_of(self, transaction: Transaction) -> int | None:
         value = transaction.get(Table.META, _SCHEMA_KEY)
@@ -178,6 +294,15 @@ class DocumentStore:
                 _claim(transaction, key, _decode(key, value, self._place))
                 transaction.put(Table.RECORDS, key, value)
         _write_schema(transaction, schema.version)
+
+
+def _number_key(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _write_last(transaction: Transaction, commit: Commit) -> None:
+    transaction.put(Table.META, _VERSION_KEY, str(commit.version).encode())
+    transaction.put(Table.META, _AUDIT_KEY, str(commit.audit).encode())
 
 
 def _write_schema(transaction: Transaction, version: int) -> None:

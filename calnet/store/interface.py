@@ -6,21 +6,34 @@ text or raw form; the registry parses them. Times are Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """`role` is `owner` or `user`."""
+    """`role` is `owner`, `admin`, `auditor` or `user`. A user that signed in at an OpenID provider is known by (issuer, subject), never by its e-mail."""
 
     id: UserId
     name: str
     role: str
     created_at: float
+    issuer: str = ""
+    """Empty for a user made by hand that nobody signed in as yet."""
+    subject: str = ""
+    email: str = ""
+    """Verified by the provider; empty otherwise."""
+    display_name: str = ""
+    groups: tuple[str, ...] = ()
+    """As the provider said at the last sign-in or re-check."""
+    role_by_hand: bool = True
+    """The role was set by an admin: claims no longer move it."""
+    suspended: bool = False
+    """The provider or an admin shut the user out: no sign-in, no token, no active node."""
+    last_login_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,84 @@ class SettingRecord:
     value: bytes = field(repr=False)
 
 
-Record = UserRecord | NodeRecord | AuthKeyRecord | RetiredRecord | SettingRecord
-RecordType = type[UserRecord] | type[NodeRecord] | type[AuthKeyRecord] | type[RetiredRecord] | type[SettingRecord]
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """An API token, without its secret. It may never do more than its user may. `id` is the hex of its 8 bytes; `secret_hash` BLAKE2s of its secret."""
+
+    id: str
+    secret_hash: bytes = field(repr=False)
+    user: UserId
+    name: str
+    scopes: tuple[str, ...]
+    created_at: float
+    expires: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A browser signed in. `id` is the hex of BLAKE2s of the cookie's secret."""
+
+    id: str
+    user: UserId
+    created_at: float
+    expires: float
+    checked_at: float
+    """When the provider last confirmed the user."""
+    refresh: bytes = field(default=b"", repr=False)
+    """The provider's refresh token, sealed under a key of the server; empty where it gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRecord:
+    """The answer to a create, given again to whoever repeats it. `id` is the hex of a hash over principal, route and key."""
+
+    id: str
+    request_hash: bytes
+    status: int
+    body: bytes = field(repr=False)
+    created_at: float
+
+
+Record = UserRecord | NodeRecord | AuthKeyRecord | RetiredRecord | SettingRecord | TokenRecord | SessionRecord | IdempotencyRecord
+RecordType = (
+    type[UserRecord]
+    | type[NodeRecord]
+    | type[AuthKeyRecord]
+    | type[RetiredRecord]
+    | type[SettingRecord]
+    | type[TokenRecord]
+    | type[SessionRecord]
+    | type[IdempotencyRecord]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditChange:
+    """One record before and after: its public fields as JSON values (no secrets, hashes or keys' secrets); None where it did not or does not exist."""
+
+    kind: str
+    """`user`, `node`, `authkey`, `token`, `setting`, …"""
+    id: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Who changed what. Append-only; `seq` is given by the store at the commit, from 1, without reuse."""
+
+    at: float
+    actor_kind: str
+    """`local` (admin socket), `user`, `token`, `node`, `system`."""
+    actor_id: str
+    actor_name: str
+    source: str
+    """Where it came from: an address, or empty."""
+    action: str
+    """Such as `nodes.rename`."""
+    changes: tuple[AuditChange, ...]
+    seq: int = 0
 
 
 class Key(NamedTuple):
@@ -114,14 +203,14 @@ class Delete(NamedTuple):
     key: Key
 
 
-class Expect(NamedTuple):
-    """The commit holds only if the store has exactly this record under the key (None: nothing)."""
-
-    key: Key
-    record: Record | None
-
-
 Change = Put | Delete
+
+
+class Commit(NamedTuple):
+    """What a store has durably: `version` counts commits, `audit` is the sequence number of the last audit record."""
+
+    version: int
+    audit: int
 
 
 class Store(Protocol):
@@ -129,14 +218,31 @@ class Store(Protocol):
 
     Errors: ConflictError changes nothing and leaves the store usable. StateError (damaged, full, unreadable) changes nothing that was not
     acknowledged, and loses nothing that was; the next call may succeed, once there is room again say.
+
+    Several servers may share a store (PostgreSQL): each loads it, then follows the others' commits with `changes_since`, told when by `watch`.
     """
 
-    def load(self) -> Iterable[Record]:
-        """Every record."""
+    def load(self) -> tuple[Commit, Iterable[Record]]:
+        """Every record, and the version they are of: one consistent view."""
 
-    def commit(self, changes: Sequence[Change], expect: Sequence[Expect] = ()) -> None:
-        """All of it or nothing, durable on return. ConflictError where an expectation fails, or where a unique value is another record's: a user's
-        name; a node's name, control key, node key (now or previous), approval code, each overlay address. A value given up in a commit is free in it."""
+    def commit(self, changes: Sequence[Change], *, audit: Sequence[AuditRecord] = (), version: int | None = None) -> Commit:
+        """All of it or nothing, durable on return, audit records included (their `seq` is given here, in order). StaleError where `version` is given and
+        is not the store's: another server committed meanwhile, so catch up and plan anew. ConflictError where a unique value is another record's: a user's
+        name or identity; a node's name, control key, node key (now or previous), discovery key, approval code, each overlay address. A value given up in
+        a commit is free in it."""
+
+    def changes_since(self, version: int) -> tuple[Commit, Sequence[Change]]:
+        """What later commits (by anybody) put or deleted, each record once as it is now. StateError where the log no longer reaches back to `version`."""
+
+    def audit(self, *, after: int = 0, before: int | None = None, limit: int = 100, newest_first: bool = False) -> Sequence[AuditRecord]:
+        """Audit records with after < seq < before, in order or newest first, at most `limit`."""
+
+    def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
+        """From now on call `committed` after another process's commit (at least once for any number of them, also after a lost connection came back) and
+        `message` with what another process sent, on a thread of the store. Called once. A store of one process never calls."""
+
+    def send(self, message: bytes) -> None:
+        """Give a message (≤ 4 KiB, not durable, lost where nobody listens) to the other servers on this store; a store of one process drops it."""
 
     def close(self) -> None:
         """Give the store up; a second call does nothing, any other call after it raises StateError."""
@@ -151,9 +257,10 @@ def unique_values(record: Record) -> tuple[tuple[str, bytes], ...]:
     """What no other record may have: (what it is, value)."""
     match record:
         case UserRecord():
-            return (("user name", record.name.encode()),)
+            identity = (("identity", f"{record.issuer}\0{record.subject}".encode()),) if record.subject else ()
+            return (("user name", record.name.encode()), *identity)
         case NodeRecord():
-            values = [("node key", bytes(record.node_key)), ("control key", bytes(record.control_key))]
+            values = [("node key", bytes(record.node_key)), ("control key", bytes(record.control_key)), ("discovery key", bytes(record.discovery_key))]
             if record.previous_node_key is not None:
                 values.append(("node key", bytes(record.previous_node_key)))
             if record.name:

@@ -43,10 +43,21 @@ class KvTransaction:
     def delete(self, table: Table, key: bytes) -> None:
         self._transaction.delete(key, db=self._tables[table])
 
-    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, table: Table, first: bytes = b"", *, before: bytes | None = None, newest_first: bool = False) -> Iterator[tuple[bytes, bytes]]:
         with self._transaction.cursor(db=self._tables[table]) as cursor:
-            for key, value in cursor:
-                yield bytes(key), bytes(value)
+            if newest_first:
+                beyond = before is not None and cursor.set_range(before)
+                if not (cursor.prev() if beyond else cursor.last()):
+                    return
+                for key, value in cursor.iterprev():
+                    if bytes(key) < first:
+                        return
+                    yield bytes(key), bytes(value)
+            elif cursor.set_range(first) if first else cursor.first():
+                for key, value in cursor:
+                    if before is not None and bytes(key) >= before:
+                        return
+                    yield bytes(key), bytes(value)
 
 
 class KvEngine:
@@ -97,6 +108,12 @@ class KvEngine:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
+        """No other process commits here."""
+
+    def send(self, message: bytes) -> None:
+        """No other process is here to hear it."""
 
     def close(self) -> None:
         """See Engine."""

@@ -1,4 +1,4 @@
-"""Opening the store of a state directory: private, locked against a second server, of the kind asked for."""
+"""Opening a store: in a state directory, private and locked against a second server; or a PostgreSQL database, which servers share."""
 
 from __future__ import annotations
 
@@ -9,33 +9,52 @@ from typing import Final
 from calnet import files
 from calnet.errors import CalnetError, ConfigError
 from calnet.store.documents import CURRENT, DocumentStore, Engine, Schema
-from calnet.store.interface import Store
 
 FILE_NAMES: Final[Mapping[str, str]] = {"kv": "store.mdb", "sqlite": "store.sqlite"}
 
 
-def open_store(kind: str, directory: Path, *, schema: Schema = CURRENT) -> Store:
-    """The store in `directory` (made 0700 where missing), `kind` being `kv` or `sqlite`.
+def open_store(kind: str, directory: Path, *, schema: Schema = CURRENT) -> DocumentStore:
+    """The store in `directory` (made 0700 where missing), `kind` being `kv` or `sqlite`, or the one that a `postgresql://…` URL names.
 
-    StateError where another server uses the directory, or the store is damaged or newer; ConfigError for an unknown kind, or where the directory holds a
-    store of the other kind alone (which would look like an empty server).
+    StateError where another server uses the directory, or the store is damaged, newer or out of reach; ConfigError for an unknown kind, or where the
+    directory holds a store of another kind alone (which would look like an empty server).
     """
-    if kind not in FILE_NAMES:
-        raise ConfigError(f"no store of kind {kind!r} in this version: --store is one of {', '.join(FILE_NAMES)}")
+    if not is_kind(kind):
+        raise ConfigError(f"no store of kind {kind!r}: --store is one of {', '.join(FILE_NAMES)}, or postgresql://USER@HOST/DATABASE")
     files.private_directory(directory)
     lock = files.PrivateLock(directory / "store.lock", f"another server uses this directory ({directory}): stop it, or choose another --state-dir")
-    path = directory / FILE_NAMES[kind]
     try:
-        _check_kind(kind, directory)
-        engine = _engine(kind)(path)
+        engine, place = _postgres(kind) if "://" in kind else _embedded(kind, directory)
+        copy_path = directory / f"{FILE_NAMES.get(kind, 'store')}.before-migration"
         try:
-            return DocumentStore(engine, place=str(path), copy_path=path.with_name(path.name + ".before-migration"), schema=schema, release=lock.close)
+            return DocumentStore(engine, place=place, copy_path=copy_path, schema=schema, release=lock.close)
         except CalnetError:
             engine.close()
             raise
     except CalnetError:
         lock.close()
         raise
+
+
+def is_kind(kind: str) -> bool:
+    """Whether `--store` may be this."""
+    return kind in FILE_NAMES or kind.startswith(("postgresql://", "postgres://"))
+
+
+def _embedded(kind: str, directory: Path) -> tuple[Engine, str]:
+    _check_kind(kind, directory)
+    path = directory / FILE_NAMES[kind]
+    return _engine(kind)(path), str(path)
+
+
+def _postgres(url: str) -> tuple[Engine, str]:
+    try:
+        from calnet.store.postgres import PostgresEngine, check_url
+    except ImportError as error:  # psycopg finds no libpq
+        raise ConfigError(f"PostgreSQL's client library can't be loaded ({error}): apt install libpq5, or choose another --store") from error
+    check_url(url)
+    engine = PostgresEngine(url)
+    return engine, engine.place
 
 
 def _check_kind(kind: str, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The SQL store: the same tables through peewee, on SQLite (write-ahead log, every commit synced). What is said in SQL here PostgreSQL understands too."""
+"""The SQL store: the same tables through peewee, on SQLite (write-ahead log, every commit synced). PostgreSQL (postgres.py) shares all but the engine."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ class SqlTransaction:
         model = self._models[table]
         model.delete().where(model.key == key).execute()
 
-    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, table: Table, first: bytes = b"", *, before: bytes | None = None, newest_first: bool = False) -> Iterator[tuple[bytes, bytes]]:
         model = self._models[table]
-        for key, value in model.select(model.key, model.value).order_by(model.key).tuples().iterator():
+        rows = model.select(model.key, model.value).where(model.key >= first)
+        if before is not None:
+            rows = rows.where(model.key < before)
+        for key, value in rows.order_by(model.key.desc() if newest_first else model.key).tuples().iterator():
             yield bytes(key), bytes(value)
 
 
@@ -61,7 +64,7 @@ class SqlEngine:
         self._database = peewee.SqliteDatabase(
             str(path), thread_safe=False, check_same_thread=False, pragmas={"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1}
         )
-        self._models = {table: _model(table, self._database) for table in Table}
+        self._models = models_of(self._database)
         try:
             with self._explained("open"):
                 self._open()
@@ -89,6 +92,12 @@ class SqlEngine:
         finally:
             os.close(descriptor)
 
+    def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
+        """No other process commits here."""
+
+    def send(self, message: bytes) -> None:
+        """No other process is here to hear it."""
+
     def close(self) -> None:
         """See Engine."""
         with self._mutex, self._explained("close"):
@@ -114,6 +123,11 @@ class SqlEngine:
             raise StateError(f"can't {verb} {self._place}: {text}") from error
 
 
+def models_of(database: peewee.Database, schema: str | None = None) -> dict[Table, type[Row]]:
+    """The model of each table, bound to `database`."""
+    return {table: _model(table, database, schema) for table in Table}
+
+
 def _story(error: BaseException) -> str:
     """The error's text with those of the errors it arose from: SQLite rolls back by itself when the disk is full, and then the second rollback fails."""
     texts = [str(error)]
@@ -123,7 +137,7 @@ def _story(error: BaseException) -> str:
     return "; ".join(dict.fromkeys(reversed(texts)))
 
 
-def _model(table: Table, database: peewee.Database) -> type[Row]:
-    meta = type("Meta", (), {"database": database, "table_name": table.value})
+def _model(table: Table, database: peewee.Database, schema: str | None) -> type[Row]:
+    meta = type("Meta", (), {"database": database, "table_name": table.value, "schema": schema})
     model: type[Row] = type(f"{table.value.capitalize()}Row", (Row,), {"Meta": meta})
     return model

@@ -12,7 +12,7 @@ from calnet.store.opening import open_store
 
 def main() -> None:
     store = open_store(sys.argv[1], Path(sys.argv[2]))
-    number = sum(record.id.startswith("left.") for record in store.load() if isinstance(record, SettingRecord))
+    number = sum(record.id.startswith("left.") for record in store.load()[1] if isinstance(record, SettingRecord))
     while True:
         filler = bytes((number % 251,)) * (number * 997 % 9000)
         store.commit([Put(SettingRecord(f"left.{number}", filler)), Put(SettingRecord("count", b"%d" % number)), Put(SettingRecord(f"right.{number}", filler))])

@@ -1,30 +1,52 @@
-"""Both backends of the store, each opened on an empty directory."""
+"""Every backend of the store, each opened on an empty directory or database."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from calnet.store.interface import Store
+from calnet.store.documents import DocumentStore
 from calnet.store.opening import open_store
+from tests.postgres import Cluster, cluster
 from tests.small_disk import mounted_small_disk
 
+EMBEDDED = ("kv", "sqlite")
+_numbers = count()
 
-@pytest.fixture(params=["kv", "sqlite"])
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server."""
+    with cluster() as server:
+        yield server
+
+
+@pytest.fixture(params=[*EMBEDDED, "postgresql"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of the store under test."""
+    """What `--store` says: a kind, or the URL of a database that is new."""
+    name: str = request.param
+    if name != "postgresql":
+        return name
+    server: Cluster = request.getfixturevalue("postgres")
+    return server.create(f"calnet{next(_numbers)}")
+
+
+@pytest.fixture(params=EMBEDDED)
+def embedded(request: pytest.FixtureRequest) -> str:
+    """A kind that lives in the state directory."""
     name: str = request.param
     return name
 
 
 @pytest.fixture
-def reopen(kind: str, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+def reopen(kind: str, tmp_path: Path) -> Iterator[Callable[[], DocumentStore]]:
     """Closes the store opened last, if any, and opens it again."""
-    opened: list[Store] = []
+    opened: list[DocumentStore] = []
 
-    def open_again() -> Store:
+    def open_again() -> DocumentStore:
         for store in opened:
             store.close()
         opened.append(open_store(kind, tmp_path / "state"))
@@ -36,7 +58,7 @@ def reopen(kind: str, tmp_path: Path) -> Iterator[Callable[[], Store]]:
 
 
 @pytest.fixture
-def store(reopen: Callable[[], Store]) -> Store:
+def store(reopen: Callable[[], DocumentStore]) -> DocumentStore:
     """An empty store."""
     return reopen()
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
-from calnet.store.interface import AuthKeyRecord, NodeRecord, RetiredRecord, SettingRecord, UserRecord
+from calnet.store.interface import (
+    AuthKeyRecord,
+    IdempotencyRecord,
+    NodeRecord,
+    RetiredRecord,
+    SessionRecord,
+    SettingRecord,
+    TokenRecord,
+    UserRecord,
+)
 
 
 def key(number: int, letter: str) -> bytes:
@@ -37,3 +46,6 @@ def node(number: int = 1, **changes: object) -> NodeRecord:
 AUTH_KEY = AuthKeyRecord("00112233445566ff", b"h" * 32, UserId(1), 1.0, 2.0, ("tag:a",), reusable=True, ephemeral=True, used_at=1.5)
 RETIRED = RetiredRecord("100.70.0.9", 5.0)
 SETTING = SettingRecord("server.name", b"\0\xff")
+TOKEN = TokenRecord("8899aabbccddeeff", b"t" * 32, UserId(1), "ci", ("nodes:read",), 1.0, 2.0)
+SESSION = SessionRecord("aa" * 32, UserId(1), 1.0, 2.0, 1.5, b"sealed")
+ANSWER = IdempotencyRecord("bb" * 32, b"r" * 32, 201, b"sealed", 1.0)

@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from calnet.errors import ConflictError, StateError
-from calnet.store.interface import Delete, Expect, Key, NodeRecord, Put, Record, SettingRecord, Store, UserRecord, key_of
+from calnet.errors import ConflictError, StaleError, StateError
+from calnet.store import documents
+from calnet.store.documents import DocumentStore
+from calnet.store.interface import AuditChange, AuditRecord, Commit, Delete, Key, NodeRecord, Put, Record, SettingRecord, UserRecord, key_of
 from calnet.store.opening import open_store
-from tests.store.samples import AUTH_KEY, RETIRED, SETTING, key, node, user
+from tests.store.samples import ANSWER, AUTH_KEY, RETIRED, SESSION, SETTING, TOKEN, key, node, user
 
-Reopen = Callable[[], Store]
-
-
-def held(store: Store) -> dict[Key, Record]:
-    return {key_of(record): record for record in store.load()}
+Reopen = Callable[[], DocumentStore]
 
 
-def test_store_new_is_empty(store: Store) -> None:
-    assert list(store.load()) == []
+def held(store: DocumentStore) -> dict[Key, Record]:
+    return {key_of(record): record for record in store.load()[1]}
 
 
-def test_commit_of_every_kind_is_loaded_again_equal(store: Store, reopen: Reopen) -> None:
-    records: list[Record] = [user(), node(), node(2, previous_node_key=key(9, "n"), previous_until=7.0, pending_code="ABCD-EFGH"), AUTH_KEY, RETIRED, SETTING]
+def test_store_new_is_empty(store: DocumentStore) -> None:
+    assert list(store.load()[1]) == []
+
+
+def test_commit_of_every_kind_is_loaded_again_equal(store: DocumentStore, reopen: Reopen) -> None:
+    records: list[Record] = [
+        user(),
+        node(),
+        node(2, previous_node_key=key(9, "n"), previous_until=7.0, pending_code="ABCD-EFGH"),
+        AUTH_KEY,
+        RETIRED,
+        SETTING,
+        TOKEN,
+        SESSION,
+        ANSWER,
+    ]
     store.commit([Put(record) for record in records])
-    assert sorted(map(repr, store.load())) == sorted(map(repr, records))
-    assert sorted(map(repr, reopen().load())) == sorted(map(repr, records))
+    assert sorted(map(repr, store.load()[1])) == sorted(map(repr, records))
+    assert sorted(map(repr, reopen().load()[1])) == sorted(map(repr, records))
 
 
-def test_put_of_a_known_id_replaces_and_delete_removes(store: Store, reopen: Reopen) -> None:
+def test_put_of_a_known_id_replaces_and_delete_removes(store: DocumentStore, reopen: Reopen) -> None:
     store.commit([Put(user()), Put(node())])
     store.commit([Put(node(hostname="other")), Delete(key_of(user()))])
     store.commit([Delete(key_of(user()))])
-    assert list(reopen().load()) == [node(hostname="other")]
+    assert list(reopen().load()[1]) == [node(hostname="other")]
 
 
-def test_commit_of_nothing_changes_nothing(store: Store) -> None:
+def test_commit_of_nothing_changes_nothing(store: DocumentStore) -> None:
     store.commit([])
-    assert list(store.load()) == []
+    assert list(store.load()[1]) == []
 
 
-def test_last_change_of_one_record_in_a_commit_counts(store: Store) -> None:
+def test_last_change_of_one_record_in_a_commit_counts(store: DocumentStore) -> None:
     store.commit([Put(user(1, "first")), Delete(key_of(user())), Put(user(1, "last"))])
-    assert list(store.load()) == [user(1, "last")]
+    assert list(store.load()[1]) == [user(1, "last")]
     store.commit([Put(user(2, "first"))])
 
 
@@ -58,13 +71,15 @@ def test_last_change_of_one_record_in_a_commit_counts(store: Store) -> None:
         (node(2, previous_node_key=key(1, "n")), "node key"),
         (node(2, node_key=key(7, "n")), "node key"),
         (node(2, control_key=key(1, "c")), "control key"),
+        (node(2, discovery_key=key(1, "d")), "discovery key"),
+        (replace(user(2), issuer="https://id.example", subject="1"), "identity"),
         (node(2, addresses=("100.70.0.1",)), "address"),
         (node(2, addresses=("100.70.0.2", "fd00::1")), "address"),
         (node(2, pending_code="AAAA-BBBB"), "approval code"),
     ],
 )
-def test_unique_value_of_another_is_a_conflict_and_nothing_is_changed(store: Store, second: Record, what: str) -> None:
-    store.commit([Put(user()), Put(node(previous_node_key=key(7, "n"), pending_code="AAAA-BBBB"))])
+def test_unique_value_of_another_is_a_conflict_and_nothing_is_changed(store: DocumentStore, second: Record, what: str) -> None:
+    store.commit([Put(replace(user(), issuer="https://id.example", subject="1")), Put(node(previous_node_key=key(7, "n"), pending_code="AAAA-BBBB"))])
     before = held(store)
     with pytest.raises(ConflictError, match=what):
         store.commit([Put(SETTING), Put(second)])
@@ -72,41 +87,105 @@ def test_unique_value_of_another_is_a_conflict_and_nothing_is_changed(store: Sto
     store.commit([Put(SETTING)])
 
 
-def test_two_records_of_one_commit_with_one_name_conflict(store: Store) -> None:
+def test_two_records_of_one_commit_with_one_name_conflict(store: DocumentStore) -> None:
     with pytest.raises(ConflictError, match="user name"):
         store.commit([Put(user(1, "same")), Put(user(2, "same"))])
-    assert list(store.load()) == []
+    assert list(store.load()[1]) == []
 
 
-def test_unique_value_given_up_is_free_at_once_and_within_the_commit(store: Store) -> None:
+def test_unique_value_given_up_is_free_at_once_and_within_the_commit(store: DocumentStore) -> None:
     store.commit([Put(user(1, "a")), Put(user(2, "b"))])
     store.commit([Put(user(1, "b")), Put(user(2, "a"))])
     store.commit([Put(user(3, "b")), Delete(key_of(user(1)))])
     assert held(store).keys() == {Key(UserRecord, 2), Key(UserRecord, 3)}
 
 
-def test_nameless_nodes_do_not_conflict(store: Store) -> None:
+def test_nameless_nodes_do_not_conflict(store: DocumentStore) -> None:
     store.commit([Put(node(1, name="", addresses=())), Put(node(2, name="", addresses=()))])
     assert len(held(store)) == 2
 
 
-def test_expectation_holds_only_for_exactly_that_record(store: Store) -> None:
-    store.commit([Put(user())], [Expect(key_of(user()), None)])
-    with pytest.raises(ConflictError, match="changed meanwhile"):
-        store.commit([Put(SETTING)], [Expect(key_of(user()), None)])
-    with pytest.raises(ConflictError, match="changed meanwhile"):
-        store.commit([Put(SETTING)], [Expect(key_of(user()), user(1, "other"))])
-    store.commit([Put(user(1, "new"))], [Expect(key_of(user()), user())])
-    assert list(store.load()) == [user(1, "new")]
+def entry(at: float, action: str = "users.create") -> AuditRecord:
+    change = AuditChange("user", "1", None, {"name": "user-1", "groups": ["a"], "created": 1000.0})
+    return AuditRecord(at, "user", "1", "admin", "192.0.2.1", action, (change,))
 
 
-def test_many_records_grow_the_file(store: Store, reopen: Reopen) -> None:
+def test_commit_counts_versions_and_numbers_audit_records(store: DocumentStore, reopen: Reopen) -> None:
+    assert store.load()[0] == Commit(0, 0)
+    assert store.commit([Put(user())]) == Commit(1, 0)
+    assert store.commit([], audit=[entry(1.0), entry(2.0)]) == Commit(2, 2)
+    assert store.commit([Delete(key_of(user()))], audit=[entry(3.0)]) == Commit(3, 3)
+    assert store.commit([]) == Commit(3, 3)
+    assert reopen().load()[0] == Commit(3, 3)
+
+
+def test_commit_on_another_version_is_stale_and_changes_nothing(store: DocumentStore) -> None:
+    store.commit([Put(user())], version=0)
+    with pytest.raises(StaleError):
+        store.commit([Put(user(2))], audit=[entry(1.0)], version=0)
+    assert list(store.load()[1]) == [user()]
+    assert store.commit([Put(user(2))], version=1) == Commit(2, 0)
+
+
+def test_conflict_leaves_version_and_audit_log(store: DocumentStore) -> None:
+    store.commit([Put(user(1, "same"))])
+    with pytest.raises(ConflictError):
+        store.commit([Put(user(2, "same"))], audit=[entry(1.0)])
+    assert store.load()[0] == Commit(1, 0)
+    assert store.audit() == []
+
+
+def test_audit_is_read_in_pages_from_either_end(store: DocumentStore) -> None:
+    for number in range(1, 8):
+        store.commit([], audit=[entry(float(number))])
+    records = store.audit()
+    assert [record.seq for record in records] == [1, 2, 3, 4, 5, 6, 7]
+    assert records[2] == replace(entry(3.0), seq=3)
+    assert [record.seq for record in store.audit(after=2, before=6)] == [3, 4, 5]
+    assert [record.seq for record in store.audit(limit=2, newest_first=True)] == [7, 6]
+    assert [record.seq for record in store.audit(before=6, limit=2, newest_first=True)] == [5, 4]
+    assert [record.seq for record in store.audit(after=5, newest_first=True)] == [7, 6]
+    assert store.audit(after=7) == []
+    assert store.audit(before=1, newest_first=True) == []
+
+
+def test_changes_since_names_each_changed_record_once_as_it_is_now(store: DocumentStore) -> None:
+    store.commit([Put(user(1)), Put(node(1))])
+    store.commit([Put(user(1, "b")), Put(SETTING)])
+    store.commit([Put(user(1, "c")), Delete(key_of(node(1)))])
+    commit, changes = store.changes_since(1)
+    assert commit == Commit(3, 0)
+    assert sorted(changes, key=repr) == sorted([Put(user(1, "c")), Put(SETTING), Delete(key_of(node(1)))], key=repr)
+    assert store.changes_since(3) == (Commit(3, 0), [])
+
+
+def test_changes_since_reaches_back_as_far_as_the_log_alone(store: DocumentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LOG_KEPT", 3)
+    for number in range(6):
+        store.commit([Put(user(1, f"user-{number}"))])
+    assert store.changes_since(3)[1] == [Put(user(1, "user-5"))]
+    with pytest.raises(StateError, match="no longer knows"):
+        store.changes_since(2)
+    with pytest.raises(StateError, match="went back"):
+        store.changes_since(7)
+
+
+def test_replace_holds_the_new_records_alone(store: DocumentStore, reopen: Reopen) -> None:
+    store.commit([Put(user(1, "old")), Put(node())], audit=[entry(1.0)])
+    assert store.replace([user(2, "old"), SETTING], [replace(entry(5.0), seq=4)]) == Commit(2, 4)
+    store = reopen()
+    assert held(store) == {key_of(record): record for record in (user(2, "old"), SETTING)}
+    assert store.audit() == [replace(entry(5.0), seq=4)]
+    assert store.commit([Put(node())], audit=[entry(6.0)]) == Commit(3, 5)
+
+
+def test_many_records_grow_the_file(store: DocumentStore, reopen: Reopen) -> None:
     big = [SettingRecord(f"big.{number}", bytes(400_000)) for number in range(60)]
     store.commit([Put(record) for record in big])
-    assert sum(1 for _ in reopen().load()) == 60
+    assert sum(1 for _ in reopen().load()[1]) == 60
 
 
-def test_threads_committing_at_once_lose_nothing_and_share_no_name(store: Store, reopen: Reopen) -> None:
+def test_threads_committing_at_once_lose_nothing_and_share_no_name(store: DocumentStore, reopen: Reopen) -> None:
     admitted: list[int] = []
 
     def work(first: int) -> None:
@@ -129,7 +208,7 @@ def test_threads_committing_at_once_lose_nothing_and_share_no_name(store: Store,
     assert sum(kind is UserRecord for kind, _ in records) == 25
 
 
-def test_closed_store_says_so_and_closes_twice(store: Store) -> None:
+def test_closed_store_says_so_and_closes_twice(store: DocumentStore) -> None:
     store.close()
     store.close()
     with pytest.raises(StateError, match="is closed"):
@@ -138,7 +217,7 @@ def test_closed_store_says_so_and_closes_twice(store: Store) -> None:
         store.commit([Put(user())])
 
 
-def fill(store: Store) -> tuple[int, StateError]:
+def fill(store: DocumentStore) -> tuple[int, StateError]:
     """Commit until the disk refuses: (count acknowledged last, the error)."""
     acknowledged = -1
     for number in range(100):
@@ -150,15 +229,15 @@ def fill(store: Store) -> tuple[int, StateError]:
     pytest.fail("the small disk took 10 MB")
 
 
-def test_full_disk_is_one_clear_error_and_nothing_acknowledged_is_lost(kind: str, small_disk: Path) -> None:
-    store = open_store(kind, small_disk / "state")
+def test_full_disk_is_one_clear_error_and_nothing_acknowledged_is_lost(embedded: str, small_disk: Path) -> None:
+    store = open_store(embedded, small_disk / "state")
     store.commit([Put(user())])
     count, error = fill(store)
     assert "no space left on that disk" in str(error)
     assert "\n" not in str(error)
     assert held(store)[Key(SettingRecord, "count")] == SettingRecord("count", str(count).encode())
     store.close()
-    store = open_store(kind, small_disk / "state")
+    store = open_store(embedded, small_disk / "state")
     records = held(store)
     assert records[key_of(user())] == user()
     assert records[Key(SettingRecord, "count")] == SettingRecord("count", str(count).encode())
@@ -166,9 +245,9 @@ def test_full_disk_is_one_clear_error_and_nothing_acknowledged_is_lost(kind: str
     store.close()
 
 
-def test_store_goes_on_once_there_is_room_again(kind: str, small_disk: Path) -> None:
+def test_store_goes_on_once_there_is_room_again(embedded: str, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(1024 * 1024))
-    store = open_store(kind, small_disk / "state")
+    store = open_store(embedded, small_disk / "state")
     count, _ = fill(store)
     (small_disk / "ballast").unlink()
     store.commit([Put(user())])

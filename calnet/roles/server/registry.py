@@ -315,7 +315,7 @@ class Registry:
 
 def _founded(store: Store, prefix: IPv4Network | None, now: float, random: RandomBytes) -> Snapshot:
     state = Snapshot()
-    state.load(store.load())
+    state.load(store.load()[1])
     changes, _ = founding.plan_found(state, prefix, now, random)
     if changes:
         store.commit(changes)

@@ -13,7 +13,7 @@ import pytest
 from calnet.errors import NotFoundError, RefusedError, StateError
 from calnet.model import Endpoint, NodeId, Relay
 from calnet.roles.server.netmaps import Netmaps
-from calnet.store.interface import Change, Expect, Store
+from calnet.store.interface import AuditRecord, Change, Commit, Store
 from tests.roles.server.registries import START, Machine, Office, done
 
 
@@ -128,12 +128,15 @@ class Brittle:
     def load(self) -> object:
         return self.store.load()
 
-    def commit(self, changes: Sequence[Change], expect: Sequence[Expect] = ()) -> None:
+    def watch(self, *listeners: object) -> None:
+        pass
+
+    def commit(self, changes: Sequence[Change], *, audit: Sequence[AuditRecord] = (), version: int | None = None) -> Commit:
         self.open_gate.wait(30)
         if self.full:
             raise StateError("no space left on that disk")
         self.commits += 1
-        self.store.commit(changes, expect)
+        return self.store.commit(changes, audit=audit, version=version)
 
     def close(self) -> None:
         self.store.close()
