@@ -21,6 +21,7 @@ CalnetError                          exit 1, HTTP 500
     ├── ConflictError                409           taken, or changed meanwhile
     │   └── StaleError               412           decided on a state that is no longer the present one
     ├── ExhaustedError               409           no address, id or room left
+    ├── UnauthorizedError            exit 5, 401   no credentials, or none that hold
     └── ForbiddenError               exit 5, 403   the key, user or node may not have it
 
 Library exceptions never cross a layer: the layer that calls the library turns them into one of these.
@@ -175,6 +176,14 @@ class ExhaustedError(RefusedError):
 
     http_status = 409
     code = "exhausted"
+
+
+class UnauthorizedError(RefusedError):
+    """No credentials, or none that hold."""
+
+    exit_code = 5
+    http_status = 401
+    code = "unauthorized"
 
 
 class ForbiddenError(RefusedError):

@@ -89,7 +89,13 @@ def is_usable(record: AuthKeyRecord, now: float) -> bool:
 
 def plan_revoke_key(state: Snapshot, key_id: str, now: float) -> tuple[Sequence[Change], None]:
     """A key revoked before stays as it is."""
+    record = key_of(state, key_id)
+    return ([Put(replace(record, revoked_at=now))] if record.revoked_at is None else []), None
+
+
+def key_of(state: Snapshot, key_id: str) -> AuthKeyRecord:
+    """NotFoundError for an unknown id."""
     record = state.keys.get(key_id.lower())
     if record is None:
         raise NotFoundError(f"no key {key_id!r}: `calnet.pyz admin keys list` shows them")
-    return ([Put(replace(record, revoked_at=now))] if record.revoked_at is None else []), None
+    return record

@@ -24,6 +24,12 @@ PENDING_GONE_S: Final = 86_400.0
 """So is one that was never approved."""
 
 
+def find(state: Snapshot, reference: str) -> NodeRecord:
+    """The node of this approval code, id, name or address; NotFoundError."""
+    waiting = state.by_code.get(reference.strip().upper())
+    return state.node(reference) if waiting is None else state.nodes[waiting]
+
+
 def plan_rename_node(state: Snapshot, node: str, name: str) -> Planned:
     """From now on its hostname no longer moves its name."""
     record = _admitted(state, node)
@@ -39,7 +45,7 @@ def plan_tag_node(state: Snapshot, node: str, tags: tuple[str, ...], now: float)
     if not tags:
         raise InvalidError("name at least one tag: to give a node an owner again, use `nodes approve NODE --user USER`")
     over = record.key_expires is not None and record.key_expires <= now
-    return _put(state, replace(record, tags=check_tags(tags), user=None, key_expires=record.key_expires if over else None))
+    return _put(state, replace(record, tags=check_tags(tags), user=None, owner_suspended=False, key_expires=record.key_expires if over else None))
 
 
 def plan_disable_node(state: Snapshot, node: str, disabled: bool) -> Planned:
@@ -57,8 +63,7 @@ def plan_expire_node(state: Snapshot, node: str, now: float) -> Planned:
 
 def plan_delete_node(state: Snapshot, node: str, now: float) -> tuple[Sequence[Change], None]:
     """Also one that waits, by its id or code."""
-    waiting = state.by_code.get(node.strip().upper())
-    return deletion(state.node(node) if waiting is None else state.nodes[waiting], now), None
+    return deletion(find(state, node), now), None
 
 
 def plan_approve_routes(state: Snapshot, node: str, routes: tuple[str, ...]) -> Planned:
@@ -67,9 +72,6 @@ def plan_approve_routes(state: Snapshot, node: str, routes: tuple[str, ...]) -> 
     wanted = canonical_routes(routes)
     for route in wanted:
         check_approvable(parse_route(route), prefixes_of(state))
-        for other in state.nodes.values():
-            if route in other.approved_routes and other.id != record.id:
-                raise ConflictError(f"{route} is approved for {other.name} already: revoke it there first")
     return _put(state, replace(record, approved_routes=canonical_routes((*record.approved_routes, *wanted))))
 
 

@@ -17,15 +17,16 @@ from calnet.model import ControlKey, NodeId
 from calnet.roles.server.admission import site_of
 from calnet.roles.server.allocation import free_v4, v6_of
 from calnet.roles.server.authkeys import check_auth_key, check_usable
+from calnet.roles.server.configuration import configuration_of
 from calnet.roles.server.founding import FIRST_USER_ID, NEXT_NODE, next_id, prefixes_of
 from calnet.roles.server.names import free_name, name_from_hostname, printable
 from calnet.roles.server.netmaps import Presence
+from calnet.roles.server.policies import auto_approved
 from calnet.roles.server.routes import canonical_routes
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState, RegisterRequest, Standing
 from calnet.store.interface import AuthKeyRecord, Change, Delete, Key, NodeRecord, Put, RetiredRecord, key_of
 
-KEY_LIFETIME_S: Final = 180 * 86_400.0
 PREVIOUS_KEPT_S: Final = 86_400.0
 """How long a renewed node key still answers: peers that were away for a day learn the new one before they speak again."""
 MAX_PENDING: Final = 256
@@ -66,6 +67,7 @@ def _admit(state: Snapshot, record: NodeRecord, request: RegisterRequest, contex
     elif not active and not record.pending_code:
         changes += _room_for_pending(state, context)
         record = replace(record, pending_code=_free_code(state, context.random))
+    record = auto_approved(state, record)
     if record != state.nodes.get(record.id):
         changes.append(Put(record))
     return changes, Standing(state_of(record, context.now), record.id, record.pending_code, record.key_expires)
@@ -78,10 +80,8 @@ def _check_keys(state: Snapshot, request: RegisterRequest) -> None:
     holder = state.by_node_key.get(request.node_key)
     if holder is not None and state.nodes[holder].control_key != request.control_key:
         raise ConflictError("another machine holds that node key: make a new one (was this machine's state copied?)")
-    known = state.by_control_key.get(request.control_key)
-    if known is not None and state.nodes[known].discovery_key == request.discovery_key:
-        return
-    if any(node.discovery_key == request.discovery_key for node in state.nodes.values()):  # peers tell whose a probe is by it
+    holder = state.by_discovery_key.get(request.discovery_key)
+    if holder is not None and state.nodes[holder].control_key != request.control_key:  # peers tell whose a probe is by it
         raise ConflictError("another machine holds that discovery key: make a new one (was this machine's state copied?)")
 
 
@@ -129,11 +129,13 @@ def _login_key(state: Snapshot, record: NodeRecord, text: str, active: bool, con
     if active and record.auth_key == key.id:
         return None
     check_usable(key, context.now)
+    if key.user is not None and state.users[key.user].suspended:
+        raise ForbiddenError("the user of that pre-auth key is suspended: ask an admin for another")
     return key
 
 
 def _log_in(state: Snapshot, record: NodeRecord, key: AuthKeyRecord, context: Context) -> tuple[NodeRecord, list[Change]]:
-    owned = replace(record, user=key.user, tags=key.tags, ephemeral=key.ephemeral, auth_key=key.id)
+    owned = replace(record, user=key.user, owner_suspended=False, tags=key.tags, ephemeral=key.ephemeral, auth_key=key.id)
     changes: list[Change] = [] if key.used_at is not None else [Put(replace(key, used_at=context.now))]
     admitted, more = _settled(state, owned, context.now)
     return admitted, [*changes, *more]
@@ -149,7 +151,7 @@ def _settled(state: Snapshot, record: NodeRecord, now: float) -> tuple[NodeRecor
             changes.append(Delete(Key(RetiredRecord, v4)))
         record = replace(record, addresses=(v4, v6_of(v6_prefix, record.id)))
     name = record.name or free_name(name_from_hostname(record.hostname), state.by_name)
-    expires = None if record.tags else now + KEY_LIFETIME_S
+    expires = None if record.tags else now + configuration_of(state).node_key_lifetime_s
     return replace(record, name=name, pending_code="", key_expires=expires), changes
 
 
@@ -159,11 +161,17 @@ def plan_approve(state: Snapshot, code_or_node: str, user: str | None, now: floa
     record = state.node(code_or_node) if waiting is None else state.nodes[waiting]
     if record.disabled:
         raise ConflictError(f"{record.name or record.id} is disabled: enable it first")
+    if record.owner_suspended and user is None:
+        raise ConflictError(f"the owner of {record.name or record.id} is suspended: resume the user first, or name another with --user")
     if user is not None:
-        record = replace(record, user=state.user(user).id, tags=())
+        owner = state.user(user)
+        if owner.suspended:
+            raise ConflictError(f"{owner.name} is suspended: resume the user first, or name another")
+        record = replace(record, user=owner.id, owner_suspended=False, tags=())
     elif record.user is None and not record.tags:
         record = replace(record, user=state.user(str(FIRST_USER_ID)).id)
     record, changes = _settled(state, record, now)
+    record = auto_approved(state, record)
     return [*changes, Put(record)], record
 
 
@@ -183,6 +191,7 @@ def plan_update(
         record = replace(record, os=printable(os, 64))
     if version is not None:
         record = replace(record, version=printable(version, 64))
+    record = auto_approved(state, record)
     return ([] if record == before else [Put(record)]), None
 
 

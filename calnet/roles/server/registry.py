@@ -1,4 +1,4 @@
-"""The server's registry: users, pre-auth keys, nodes, their routes, names and addresses, and each node's netmap.
+"""The server's registry: machines and their life, presence, and each node's netmap. What people do with it stands in management.py.
 
 Every change is a plan computed on the newest snapshot by one writer thread, committed with the plans that came meanwhile in one durable transaction, and
 then published: readers see exactly what the store holds. A method that changes something returns a `concurrent.futures.Future` that is done once the
@@ -8,6 +8,7 @@ nothing was changed). Reading methods answer at once from the snapshot, on any t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -16,23 +17,26 @@ from ipaddress import IPv4Network
 from typing import TypeVar
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
-from calnet.errors import NotFoundError
+from calnet.errors import NotFoundError, StaleError
 from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Prefix, Relay
-from calnet.policy import builtin
-from calnet.roles.server import authkeys, founding, nodes, registration, users
-from calnet.roles.server.listing import Json, key_row, node_row, route_rows, user_row
+from calnet.roles.server import founding, nodes, once, registration, tokens
+from calnet.roles.server.actors import BY_SYSTEM, SYSTEM, Actor, Terms
+from calnet.roles.server.audit import Deed, audit_of
+from calnet.roles.server.management import Management
 from calnet.roles.server.netmaps import Netmaps, Presence
+from calnet.roles.server.policies import engine_of
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import Changed, NodeState, RegisterRequest, Standing
 from calnet.roles.server.writer import Plan, Writer
-from calnet.store.interface import Change, NodeRecord, Put, Store, UserRecord, key_of
+from calnet.store.interface import AuditRecord, Change, Commit, NodeRecord, Put, Store, UserRecord, key_of
 
 Result = TypeVar("Result")
 Clock = Callable[[], float]
 Listener = Callable[[Changed], None]
+AuditListener = Callable[[Sequence[AuditRecord]], None]
 
 
-class Registry:
+class Registry(Management):
     """See the module. `clock` gives Unix seconds, `random` secure bytes."""
 
     control_key: PrivateKey
@@ -47,7 +51,7 @@ class Registry:
         self._clock = clock
         self._random = random
         try:
-            state = _founded(store, prefix, clock(), random)
+            state, commit = _founded(store, prefix, clock(), random)
             self.control_key = founding.control_key_of(state)
             self.prefixes = founding.prefixes_of(state)
         except BaseException:
@@ -57,10 +61,14 @@ class Registry:
         self._started = clock()
         self._lock = threading.Lock()
         self._listeners: list[Listener] = []
+        self._audit_listeners: list[AuditListener] = []
+        self._audited_to = commit.audit
         self._presence: dict[NodeId, Presence] = {}
         self._netmaps = Netmaps(self.prefixes, first_version=int(self._started * 1000))
         self._netmaps.refresh(state.nodes, state, self._presence, self._started)
-        self._writer = Writer(store, state, self._published)
+        self._netmaps.set_policy(engine_of(state))
+        self._writer = Writer(store, state, commit, self._published, self._audited, clock)
+        store.watch(self._writer.catch_up, self._heard)
 
     def close(self) -> None:
         """Finish what was asked, then stop the writer and close the store."""
@@ -70,6 +78,11 @@ class Registry:
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after each durable batch and each change of presence, on whichever thread made it (`loop.call_soon_threadsafe` in it)."""
         self._listeners.append(listener)
+
+    def subscribe_audit(self, listener: AuditListener) -> Callable[[], None]:
+        """Call `listener` with each durable commit's audit records, other servers' too, on the writer's thread. The call that ends it."""
+        self._audit_listeners.append(listener)
+        return lambda: self._audit_listeners.remove(listener)
 
     # --- machines
 
@@ -88,23 +101,25 @@ class Registry:
         node = state.by_control_key.get(control_key)
         return node is not None and bool(state.nodes[node].name)
 
-    def register(self, request: RegisterRequest) -> Future[Standing]:
+    def register(self, request: RegisterRequest, source: str = "") -> Future[Standing]:
         """Register, log in again or renew the node key. The standing is ACTIVE or PENDING (with the code to approve).
 
         ForbiddenError: the auth key is unknown, expired, revoked or used up, or the node is disabled. ConflictError: another machine holds the node key.
         InvalidError: a small-order key or a route that is no prefix. ExhaustedError: no address is left.
         """
-        return self._writer.submit(lambda state: registration.plan_register(state, request, self._context()))
+        known = self._state.by_control_key.get(request.control_key)
+        actor = Actor("node", "" if known is None else str(known), request.hostname, source)
+        return self._writer.submit(lambda state: registration.plan_register(state, request, self._context()), Deed(actor, "nodes.register"))
 
     def update(
         self, node: NodeId, *, hostname: str | None = None, routes: tuple[str, ...] | None = None, os: str | None = None, version: str | None = None
     ) -> Future[None]:
         """Change what a node says of itself; None leaves a value. InvalidError for a route that is no prefix."""
-        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version))
+        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version), self._deed_of(node, "nodes.update"))
 
     def logout(self, node: NodeId) -> Future[None]:
         """The node's key expires now; an ephemeral node, and one never admitted, is deleted."""
-        return self._writer.submit(lambda state: registration.plan_logout(state, node, self._clock()))
+        return self._writer.submit(lambda state: registration.plan_logout(state, node, self._clock()), self._deed_of(node, "nodes.logout"))
 
     def connected(self, node: NodeId, source: bytes = b"") -> None:
         """The node has a control session now, from this source (endpoints.source_network)."""
@@ -120,6 +135,10 @@ class Registry:
     def publish(self, node: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         """The node's candidates now."""
         self._present(node, lambda presence: replace(presence, endpoints=endpoints))
+
+    def set_health(self, node: NodeId, lines: tuple[dict[str, str], ...]) -> None:
+        """What the node says of its own health now."""
+        self._present(node, lambda presence: replace(presence, health=lines))
 
     def netmap(self, node: NodeId, relays: tuple[Relay, ...] = (), stun: tuple[str, ...] = ()) -> Netmap:
         """The node's netmap now. Its version grows with each change of content, also across restarts; the same content gives the same version.
@@ -151,107 +170,12 @@ class Registry:
             moved = frozenset(node for node, record in self._state.nodes.items() if record.name and (node in self._netmaps) != self._is_active(node))
             touched, _ = self._netmaps.refresh(moved, self._state, self._presence, now)
         self._tell(Changed(frozenset(touched), moved, urgent=True))
-        return self._writer.submit(lambda state: nodes.plan_housekeeping(state, now, self._gone_since))
 
-    # --- users: rows {id, name, role, created}
+        def plan(state: Snapshot) -> tuple[Sequence[Change], None]:
+            changes, _ = nodes.plan_housekeeping(state, now, self._gone_since)
+            return [*changes, *tokens.stale_things(state, now), *once.stale_answers(state, now)], None
 
-    def create_user(self, name: str) -> Future[Json]:
-        """InvalidError for a name that is not DNS-safe, ConflictError for a taken one."""
-        return self._user(lambda state: users.plan_create_user(state, name, self._clock()))
-
-    def users(self) -> list[Json]:
-        """Every user's row, by id."""
-        return [user_row(user) for _, user in sorted(self._state.users.items())]
-
-    def rename_user(self, user: str, name: str) -> Future[Json]:
-        """As create_user; NotFoundError for an unknown user."""
-        return self._user(lambda state: users.plan_rename_user(state, user, name))
-
-    def delete_user(self, user: str) -> Future[None]:
-        """ConflictError while the user has nodes, or is the last owner; its keys go with it."""
-        return self._writer.submit(lambda state: users.plan_delete_user(state, user))
-
-    # --- pre-auth keys: rows {id, user, tags, reusable, ephemeral, created, expires, used, revoked, valid}
-
-    def create_key(
-        self, *, user: str | None = None, reusable: bool = False, ephemeral: bool = False, expires_s: float = 86400.0, tags: tuple[str, ...] = ()
-    ) -> Future[Json]:
-        """{"key": the printable key, shown this once, "id": …}. `user` None is `admin`; a key with tags has no user."""
-        wish = authkeys.KeyWish(user, reusable, ephemeral, expires_s, tags)
-
-        def plan(state: Snapshot) -> tuple[Sequence[Change], Json]:
-            changes, (key, key_id) = authkeys.plan_create_key(state, wish, ControlKey(self.control_key.public), self._clock(), self._random)
-            return changes, {"key": key, "id": key_id}
-
-        return self._writer.submit(plan)
-
-    def keys(self) -> list[Json]:
-        """Every key's row, the oldest first."""
-        state, now = self._state, self._clock()
-        return [key_row(state, key, now) for key in sorted(state.keys.values(), key=lambda key: (key.created_at, key.id))]
-
-    def revoke_key(self, key_id: str) -> Future[None]:
-        """The key admits nobody from now on; nodes that used it stay."""
-        return self._writer.submit(lambda state: authkeys.plan_revoke_key(state, key_id, self._clock()))
-
-    # --- nodes, named by id, name or address: rows {id, name, hostname, user, tags, addresses, os, version, online, last_seen, key_expires, disabled,
-    #     pending, state, code, ephemeral, routes: {advertised, approved}, created, node_key, control_key}
-
-    def nodes(self) -> list[Json]:
-        """Every node's row, by id."""
-        state = self._state
-        return [self._row(state, node) for _, node in sorted(state.nodes.items())]
-
-    def node(self, node: str) -> Json:
-        """The node's row; NotFoundError."""
-        state = self._state
-        return self._row(state, state.node(node))
-
-    def rename_node(self, node: str, name: str) -> Future[Json]:
-        """From now on its hostname does not move its name. InvalidError, ConflictError as for users."""
-        return self._node(lambda state: nodes.plan_rename_node(state, node, name))
-
-    def tag_node(self, node: str, tags: tuple[str, ...]) -> Future[Json]:
-        """Replace its tags: a tagged node has no owner and its key does not expire. InvalidError for an empty list (`approve --user` gives it an owner)."""
-        return self._node(lambda state: nodes.plan_tag_node(state, node, tags, self._clock()))
-
-    def approve_node(self, code_or_node: str, user: str | None = None) -> Future[Json]:
-        """Admit a pending node, or renew the key expiry of an active or expired one. `user` None: its owner so far, else the first user."""
-        return self._node(lambda state: registration.plan_approve(state, code_or_node, user, self._clock()))
-
-    def disable_node(self, node: str) -> Future[Json]:
-        """Nobody sees it and it may do nothing until it is enabled."""
-        return self._node(lambda state: nodes.plan_disable_node(state, node, True))
-
-    def enable_node(self, node: str) -> Future[Json]:
-        """Undo disable_node."""
-        return self._node(lambda state: nodes.plan_disable_node(state, node, False))
-
-    def expire_node(self, node: str) -> Future[Json]:
-        """Its key expires now: it has to log in again."""
-        return self._node(lambda state: nodes.plan_expire_node(state, node, self._clock()))
-
-    def delete_node(self, node: str) -> Future[None]:
-        """Forget the machine; its name is free, its address is given out again last."""
-        return self._writer.submit(lambda state: nodes.plan_delete_node(state, node, self._clock()))
-
-    def routes(self, node: str | None = None) -> list[Json]:
-        """Rows {node, name, route, advertised, approved}, of one node or all."""
-        state = self._state
-        found = sorted(state.nodes.values(), key=lambda record: record.id) if node is None else [state.node(node)]
-        return [row for record in found for row in route_rows(record)]
-
-    def approve_routes(self, node: str, routes: tuple[str, ...]) -> Future[Json]:
-        """InvalidError for a route that overlaps the overlay, a default route, or no unicast prefix; ConflictError where another node has it."""
-        return self._node(lambda state: nodes.plan_approve_routes(state, node, routes))
-
-    def revoke_routes(self, node: str, routes: tuple[str, ...]) -> Future[Json]:
-        """Routes not approved are passed over."""
-        return self._node(lambda state: nodes.plan_revoke_routes(state, node, routes))
-
-    def policy(self) -> Json:
-        """The policy in force, for `policy show`: {"source", "text"}."""
-        return {"source": "built-in", "text": builtin.TEXT}
+        return self._writer.submit(plan, Deed(SYSTEM, "server.housekeeping"))
 
     # --- inside
 
@@ -269,22 +193,19 @@ class Registry:
             return None
         return max(self._started, record.created_at, presence.since or record.last_seen_at or 0.0)
 
-    def _row(self, state: Snapshot, node: NodeRecord) -> Json:
-        return node_row(state, node, self._presence.get(node.id, Presence()), self._clock())
+    def _deed_of(self, node: NodeId, action: str) -> Deed:
+        record = self._state.nodes.get(node)
+        return Deed(Actor("node", str(node), "" if record is None else record.name), action)
 
-    def _node(self, plan: Plan[NodeRecord]) -> Future[Json]:
-        def with_row(state: Snapshot) -> tuple[Sequence[Change], Json]:
-            changes, record = plan(state)
-            return changes, self._row(state, record)
+    def _change(self, action: str, plan: Plan[Result], terms: Terms = BY_SYSTEM, etag: Callable[[Snapshot], str] | None = None) -> Future[Result]:
+        """Submit a person's change: `etag` says what `terms.expect` has to be."""
 
-        return self._writer.submit(with_row)
+        def guarded(state: Snapshot) -> tuple[Sequence[Change], Result]:
+            if terms.expect is not None and etag is not None and etag(state) != terms.expect:
+                raise StaleError("it was changed meanwhile: look at it again, then decide anew")
+            return plan(state) if terms.once is None else once.carried_out(state, plan, terms.once, self._clock())
 
-    def _user(self, plan: Plan[UserRecord]) -> Future[Json]:
-        def with_row(state: Snapshot) -> tuple[Sequence[Change], Json]:
-            changes, record = plan(state)
-            return changes, user_row(record)
-
-        return self._writer.submit(with_row)
+        return self._writer.submit(guarded, Deed(terms.by, action))
 
     def _present(self, node: NodeId, change: Callable[[Presence], Presence]) -> None:
         now = self._clock()
@@ -302,10 +223,25 @@ class Registry:
         with self._lock:
             self._state = after
             touched, lost = self._netmaps.refresh(changed, after, self._presence, now)
+            if before.settings.get(founding.POLICY) != after.settings.get(founding.POLICY):
+                more, lost_more = self._netmaps.set_policy(engine_of(after))
+                touched, lost = touched | more, lost or lost_more
             for node in changed - after.nodes.keys():
                 self._presence.pop(node, None)
         moved = frozenset(node for node in changed if _standing_moved(before, after, node, now))
         self._tell(Changed(frozenset(touched), moved, urgent=lost or any(node not in self._netmaps for node in moved)))
+
+    def _audited(self, commit: Commit) -> None:
+        if not self._audit_listeners:
+            self._audited_to = commit.audit
+            return
+        records = self._store.audit(after=self._audited_to, limit=max(0, commit.audit - self._audited_to))
+        self._audited_to = commit.audit
+        for listener in list(self._audit_listeners):
+            listener(records)
+
+    def _heard(self, message: bytes) -> None:
+        """Another server's message; cluster.py gives it a meaning."""
 
     def _tell(self, changed: Changed) -> None:
         if changed.netmaps or changed.standings:
@@ -313,14 +249,20 @@ class Registry:
                 listener(changed)
 
 
-def _founded(store: Store, prefix: IPv4Network | None, now: float, random: RandomBytes) -> Snapshot:
-    state = Snapshot()
-    state.load(store.load()[1])
-    changes, _ = founding.plan_found(state, prefix, now, random)
-    if changes:
-        store.commit(changes)
-        state.apply(changes)
-    return state
+def _founded(store: Store, prefix: IPv4Network | None, now: float, random: RandomBytes) -> tuple[Snapshot, Commit]:
+    """What the store holds, after what the first start puts there. Where several servers start at once on one store, one of them does."""
+    while True:
+        commit, records = store.load()
+        state = Snapshot()
+        state.load(records)
+        changes, _ = founding.plan_found(state, prefix, now, random)
+        if not changes:
+            return state, commit
+        record = audit_of(state, changes, Deed(SYSTEM, "server.start"), now)
+        with contextlib.suppress(StaleError):
+            commit = store.commit(changes, audit=[] if record is None else [record], version=commit.version)
+            state.apply(changes)
+            return state, commit
 
 
 def _nodes_of(state: Snapshot, changes: Iterable[Change]) -> Iterable[NodeId]:

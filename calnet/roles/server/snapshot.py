@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from calnet.errors import NotFoundError
-from calnet.model import ControlKey, NodeId, NodeKey, UserId
+from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
 from calnet.roles.server.standing import UNREGISTERED, NodeState, Standing
-from calnet.store.interface import AuthKeyRecord, Change, Key, NodeRecord, Put, Record, RetiredRecord, SettingRecord, UserRecord, key_of
+from calnet.store.interface import (
+    AuthKeyRecord,
+    Change,
+    IdempotencyRecord,
+    Key,
+    NodeRecord,
+    Put,
+    Record,
+    RetiredRecord,
+    SessionRecord,
+    SettingRecord,
+    TokenRecord,
+    UserRecord,
+    key_of,
+)
 
 
 class Snapshot:
     """Records by id, and indexes over them."""
 
-    __slots__ = ("by_address", "by_code", "by_control_key", "by_name", "by_node_key", "keys", "nodes", "retired", "settings", "user_by_name", "users")
+    __slots__ = (
+        "answers",
+        "by_address",
+        "by_code",
+        "by_control_key",
+        "by_discovery_key",
+        "by_identity",
+        "by_name",
+        "by_node_key",
+        "keys",
+        "nodes",
+        "retired",
+        "sessions",
+        "settings",
+        "tokens",
+        "user_by_name",
+        "users",
+    )
 
     def __init__(self) -> None:
         self.users: dict[UserId, UserRecord] = {}
@@ -22,6 +54,11 @@ class Snapshot:
         self.keys: dict[str, AuthKeyRecord] = {}
         self.retired: dict[str, float] = {}
         self.settings: dict[str, bytes] = {}
+        self.tokens: dict[str, TokenRecord] = {}
+        self.sessions: dict[str, SessionRecord] = {}
+        self.answers: dict[str, IdempotencyRecord] = {}
+        self.by_identity: dict[tuple[str, str], UserId] = {}
+        self.by_discovery_key: dict[DiscoveryKey, NodeId] = {}
         self.user_by_name: dict[str, UserId] = {}
         self.by_control_key: dict[ControlKey, NodeId] = {}
         self.by_node_key: dict[NodeKey, NodeId] = {}
@@ -52,6 +89,39 @@ class Snapshot:
                 self._put(change.record)
             else:
                 self._remove(change.key)
+
+    def record(self, key: Key) -> Record | None:
+        """The record under this key, if there is one that people can see or name: retired addresses are none."""
+        if key.kind is SettingRecord:
+            value = self.settings.get(str(key.id))
+            return None if value is None else SettingRecord(str(key.id), value)
+        found: Record | None = self._table(key).get(key.id)
+        return found
+
+    def records(self) -> Iterator[Record]:
+        """All users, nodes, keys, tokens, sessions and settings."""
+        for table in (self.users, self.nodes, self.keys, self.tokens, self.sessions):
+            yield from table.values()
+        for name, value in self.settings.items():
+            yield SettingRecord(name, value)
+
+    def everything(self) -> Iterator[Record]:
+        """All that the store holds."""
+        yield from self.records()
+        yield from self.answers.values()
+        for address, at in self.retired.items():
+            yield RetiredRecord(address, at)
+
+    def _table(self, key: Key) -> dict[Any, Any]:
+        tables: dict[Any, dict[Any, Any]] = {
+            UserRecord: self.users,
+            NodeRecord: self.nodes,
+            AuthKeyRecord: self.keys,
+            TokenRecord: self.tokens,
+            SessionRecord: self.sessions,
+            IdempotencyRecord: self.answers,
+        }
+        return tables.get(key.kind, {})
 
     def node(self, reference: str) -> NodeRecord:
         """The node of this id, name or address; NotFoundError."""
@@ -98,10 +168,12 @@ class Snapshot:
             case UserRecord():
                 self.users[record.id] = record
                 self.user_by_name[record.name] = record.id
+                if record.subject:
+                    self.by_identity[record.issuer, record.subject] = record.id
             case NodeRecord():
                 self._put_node(record)
-            case AuthKeyRecord():
-                self.keys[record.id] = record
+            case AuthKeyRecord() | TokenRecord() | SessionRecord() | IdempotencyRecord():
+                self._table(key_of(record))[record.id] = record
             case RetiredRecord():
                 self.retired[record.id] = record.retired_at
             case SettingRecord():
@@ -110,6 +182,7 @@ class Snapshot:
     def _put_node(self, record: NodeRecord) -> None:
         self.nodes[record.id] = record
         self.by_control_key[record.control_key] = record.id
+        self.by_discovery_key[record.discovery_key] = record.id
         for key in node_keys(record):
             self.by_node_key[key] = record.id
         if record.name:
@@ -122,17 +195,19 @@ class Snapshot:
     def _remove(self, key: Key) -> None:
         if key.kind is UserRecord and (user := self.users.pop(UserId(int(key.id)), None)) is not None:
             del self.user_by_name[user.name]
+            self.by_identity.pop((user.issuer, user.subject), None)
         elif key.kind is NodeRecord and (node := self.nodes.pop(NodeId(int(key.id)), None)) is not None:
             self._remove_node(node)
-        elif key.kind is AuthKeyRecord:
-            self.keys.pop(str(key.id), None)
         elif key.kind is RetiredRecord:
             self.retired.pop(str(key.id), None)
         elif key.kind is SettingRecord:
             self.settings.pop(str(key.id), None)
+        elif key.kind not in (UserRecord, NodeRecord):
+            self._table(key).pop(key.id, None)
 
     def _remove_node(self, node: NodeRecord) -> None:
         del self.by_control_key[node.control_key]
+        self.by_discovery_key.pop(node.discovery_key, None)
         for key in node_keys(node):
             self.by_node_key.pop(key, None)
         self.by_name.pop(node.name, None)
@@ -142,8 +217,8 @@ class Snapshot:
 
 
 def state_of(record: NodeRecord, now: float) -> NodeState:
-    """Where a node stands at `now`: disabled before pending before expired."""
-    if record.disabled:
+    """Where a node stands at `now`: disabled (or its owner shut out) before pending before expired."""
+    if record.disabled or record.owner_suspended:
         return NodeState.DISABLED
     if record.pending_code:
         return NodeState.PENDING

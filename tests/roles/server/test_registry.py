@@ -30,7 +30,8 @@ def test_first_start_makes_key_prefixes_and_admin_and_the_next_keeps_them(office
     assert prefixes[0] == ip_network("100.70.0.0/24")
     assert prefixes[1].subnet_of(ip_network("fd00::/8"))  # type: ignore[arg-type]
     assert prefixes[1].prefixlen == 64
-    assert office.registry.users() == [{"id": 1, "name": "admin", "role": "owner", "created": "2027-01-15T08:00:00Z"}]
+    (row,) = office.registry.users()
+    assert (row["id"], row["name"], row["role"], row["created"]) == (1, "admin", "owner", "2027-01-15T08:00:00Z")
     office.reopen()
     assert (office.registry.control_key.public, office.registry.prefixes) == (key, prefixes)
     assert len(office.registry.users()) == 1

@@ -76,6 +76,7 @@ def test_key_rows_say_what_a_key_is(office: Office) -> None:
     made = done(office.registry.create_key(reusable=True, ephemeral=True, expires_s=3600.0, tags=("tag:b", "tag:a", "tag:b")))
     office.register(office.machine(), made["key"])
     (row,) = office.registry.keys()
+    assert len(row.pop("etag")) == 24
     assert row == {
         "id": made["id"],
         "user": None,
@@ -157,13 +158,35 @@ def test_routes_are_in_force_when_advertised_and_approved(office: Office) -> Non
     assert office.registry.netmap(other).peers[0].routes == ()
 
 
-def test_route_of_another_node_is_a_conflict(office: Office) -> None:
-    office.join(routes=("192.168.1.0/24",))
-    office.join(routes=("192.168.1.0/24",))
-    done(office.registry.approve_routes("1", ("192.168.1.0/24",)))
-    with pytest.raises(ConflictError, match="approved for host already"):
-        done(office.registry.approve_routes("2", ("192.168.1.0/24",)))
-    assert done(office.registry.approve_routes("1", ("192.168.1.0/24",)))["routes"]["approved"] == ["192.168.1.0/24"]
+def test_one_prefix_of_two_routers_is_routed_by_one_and_kept_by_the_other(office: Office) -> None:
+    first, second = (office.join(routes=("192.168.1.0/24",)) for _ in range(2))
+    watcher = office.join()
+    for node in (first, second):
+        office.registry.connected(node)
+        done(office.registry.approve_routes(str(node), ("192.168.1.0/24",)))
+    assert [(row["node"], row["primary"], row["online"], row["overlaps"]) for row in office.registry.routes()] == [
+        (first, True, True, []),
+        (second, False, True, []),
+    ]
+    office.last()
+    office.registry.disconnected(first)
+    assert [(row["node"], row["primary"], row["online"]) for row in office.registry.routes()] == [(first, False, False), (second, True, True)]
+    assert watcher in office.last().netmaps
+    peers = {peer.id: peer for peer in office.registry.netmap(watcher).peers}
+    assert [list(map(str, peers[node].routes)) for node in (first, second)] == [[], ["192.168.1.0/24"]]
+    assert [list(map(str, peers[node].backup_routes)) for node in (first, second)] == [["192.168.1.0/24"], []]
+
+
+def test_overlapping_prefixes_of_different_nodes_are_reported_with_both(office: Office) -> None:
+    wide, narrow = office.join("wide", routes=("10.0.0.0/8", "10.2.0.0/16")), office.join("narrow", routes=("10.1.0.0/16",))
+    done(office.registry.approve_routes(str(wide), ("10.0.0.0/8", "10.2.0.0/16")))
+    done(office.registry.approve_routes(str(narrow), ("10.1.0.0/16",)))
+    overlaps = {row["route"]: row["overlaps"] for row in office.registry.routes()}
+    assert overlaps == {
+        "10.0.0.0/8": [{"node": narrow, "name": "narrow", "route": "10.1.0.0/16"}],
+        "10.1.0.0/16": [{"node": wide, "name": "wide", "route": "10.0.0.0/8"}],
+        "10.2.0.0/16": [],
+    }
 
 
 def test_router_is_reachable_by_all_for_its_routes_alone(office: Office) -> None:
