@@ -1,9 +1,10 @@
-"""Overlay addresses. IPv4: the lowest that was never given out, and only when there is none, the one retired longest. IPv6: the node's id in the /64."""
+"""Overlay addresses. IPv4: the next that was never given out, and only when there is none, the one retired longest. IPv6: the node's id in the /64."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import chain
 
 from calnet.errors import ConfigError, ExhaustedError
 from calnet.model import NodeId
@@ -12,9 +13,12 @@ LONGEST_PREFIX = 30
 """A longer IPv4 prefix has no room for two nodes beside its network and broadcast address."""
 
 
-def free_v4(prefix: IPv4Network, taken: Container[str], retired: Mapping[str, float]) -> str:
-    """The IPv4 address for the next node; network and broadcast address are left out. ExhaustedError where all are taken."""
-    for number in range(int(prefix.network_address) + 1, int(prefix.broadcast_address)):
+def free_v4(prefix: IPv4Network, taken: Container[str], retired: Mapping[str, float], highest: int = 0) -> str:
+    """The IPv4 address for the next node: the first never given out above `highest`, else the first of all (so that nobody goes through those taken each
+    time), else the longest retired. Network and broadcast address are left out. ExhaustedError where all are taken."""
+    first, end = int(prefix.network_address) + 1, int(prefix.broadcast_address)
+    start = max(first, highest + 1)
+    for number in chain(range(start, end), range(first, min(start, end))):
         address = str(IPv4Address(number))
         if address not in taken and address not in retired:
             return address

@@ -14,7 +14,7 @@ from calnet.crypto.keys import encode_key
 from calnet.roles.server.actors import Actor
 from calnet.roles.server.founding import POLICY, PREFIX_V4, PREFIX_V6, SETTINGS
 from calnet.roles.server.snapshot import Snapshot
-from calnet.roles.server.times import time_text
+from calnet.roles.server.times import exact_time_text, time_text
 from calnet.store.interface import (
     AuditChange,
     AuditRecord,
@@ -135,7 +135,7 @@ def audit_row(record: AuditRecord) -> Json:
     """A record as admins see it."""
     return {
         "seq": record.seq,
-        "at": time_text(record.at),
+        "at": exact_time_text(record.at),
         "actor": {"kind": record.actor_kind, "id": record.actor_id, "name": record.actor_name, "source": record.source},
         "action": record.action,
         "changes": [{"kind": change.kind, "id": change.id, "before": change.before, "after": change.after} for change in record.changes],

@@ -10,8 +10,10 @@ from calnet.crypto.hash import blake2s, equal
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from calnet.model import ControlKey
+from calnet.roles.server.actors import Actor
 from calnet.roles.server.founding import FIRST_USER_ID
 from calnet.roles.server.names import check_tags
+from calnet.roles.server.powers import check_may_speak_for
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import AuthKeyRecord, Change, Put
 from calnet.wire.authkey import ID_SIZE, SECRET_SIZE, AuthKey, format_auth_key, parse_auth_key
@@ -31,13 +33,17 @@ class KeyWish:
     tags: tuple[str, ...] = ()
 
 
-def plan_create_key(state: Snapshot, wish: KeyWish, server_key: ControlKey, now: float, random: RandomBytes) -> tuple[Sequence[Change], tuple[str, str]]:
-    """(changes, (the printable key, its id))."""
+def plan_create_key(
+    state: Snapshot, wish: KeyWish, server_key: ControlKey, now: float, random: RandomBytes, actor: Actor | None = None
+) -> tuple[Sequence[Change], tuple[str, str]]:
+    """(changes, (the printable key, its id)). ForbiddenError where the actor may not make nodes of that user."""
     if not 0 < wish.expires_s <= MAX_LIFETIME_S:
         raise InvalidError("a key expires after more than nothing and at most ten years")
     owner = state.user(wish.user or str(FIRST_USER_ID))
     key = AuthKey(random(ID_SIZE), random(SECRET_SIZE), server_key)
     tags = check_tags(wish.tags)
+    if not tags:
+        check_may_speak_for(state, actor, owner)
     record = AuthKeyRecord(
         id=key.id.hex(),
         secret_hash=blake2s(key.secret),

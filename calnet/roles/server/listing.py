@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -24,12 +25,13 @@ from calnet.wire.endpoints import overlaps
 
 Json = dict[str, Any]
 
+_OF_NODE: Final = attrgetter(*(field.name for field in fields(NodeRecord) if field.name != "last_seen_at"))
+"""What of a node its etag names."""
+
 
 def etag_of(record: Record) -> str:
     """Names the record's content: another one after each change, but for when it was here last."""
-    if isinstance(record, NodeRecord):
-        record = replace(record, last_seen_at=None)
-    return blake2s(msgspec.msgpack.encode(record)).hex()[:24]
+    return blake2s(msgspec.msgpack.encode(_OF_NODE(record) if isinstance(record, NodeRecord) else record)).hex()[:24]
 
 
 def user_row(user: UserRecord) -> Json:

@@ -95,7 +95,8 @@ class Management(Protocol):
 
         def plan(state: Snapshot) -> tuple[Sequence[Change], Json]:
             policies.check_tags_allowed(state, terms.by, tags)
-            changes, (key, key_id) = authkeys.plan_create_key(state, wish, ControlKey(self.control_key.public), self._clock(), self._random)
+            server = ControlKey(self.control_key.public)
+            changes, (key, key_id) = authkeys.plan_create_key(state, wish, server, self._clock(), self._random, terms.by)
             return changes, {"key": key, "id": key_id}
 
         return self._change("keys.create", plan, terms)
@@ -143,6 +144,16 @@ class Management(Protocol):
     def approve_node(self, code_or_node: str, user: str | None = None, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
         """Admit a pending node, or renew the key expiry of an active or expired one. `user` None: its owner so far, else the first user."""
         return self._node("nodes.approve", code_or_node, lambda state: registration.plan_approve(state, code_or_node, user, self._clock()), terms)
+
+    def admit_node(self, code: str, user: UserId, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
+        """The user signed in for the machine that waits with this code: it is the user's, and admitted unless the settings ask for an admin's approval too.
+        NotFoundError where none waits with that code, ForbiddenError for a user that is shut out."""
+
+        def plan(state: Snapshot) -> tuple[Sequence[Change], Json]:
+            changes, record = registration.plan_admit(state, code, user, self._clock())
+            return changes, self._row(state, record)
+
+        return self._change("nodes.admit", plan, terms)
 
     def disable_node(self, node: str, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
         """Nobody sees it and it may do nothing until it is enabled."""
@@ -220,7 +231,7 @@ class Management(Protocol):
         """{"token": the text, shown this once, "id": …}."""
 
         def plan(state: Snapshot) -> tuple[Sequence[Change], Json]:
-            changes, (text, record) = tokens.plan_create_token(state, wish, self._clock(), self._random)
+            changes, (text, record) = tokens.plan_create_token(state, wish, self._clock(), self._random, terms.by)
             return changes, {"token": text, "id": record.id}
 
         return self._change("tokens.create", plan, terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -109,10 +109,10 @@ def deletion_deadline(record: NodeRecord, gone_since: float | None) -> float | N
     return gone_since + EPHEMERAL_GONE_S if record.ephemeral else None
 
 
-def next_deadline(state: Snapshot, now: float, gone_since: Callable[[NodeRecord], float | None]) -> float | None:
-    """When `plan_housekeeping` has something to do next, or a key expires."""
+def next_deadline(records: Iterable[NodeRecord], now: float, gone_since: Callable[[NodeRecord], float | None]) -> float | None:
+    """When `plan_housekeeping` has something to do for one of these nodes next, or a key of theirs expires."""
     times = []
-    for record in state.nodes.values():
+    for record in records:
         deadline = deletion_deadline(record, gone_since(record))
         if deadline is not None:
             times.append(deadline)

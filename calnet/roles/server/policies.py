@@ -18,9 +18,10 @@ from calnet.policy.document import Permit, Policy, PolicyError, Problem, parse_p
 from calnet.policy.engine import PolicyNode
 from calnet.policy.explain import Directory, End, TestResult, Verdict, explain, imagined_of, run_tests
 from calnet.policy.selectors import SelectorError, parse_protocols
-from calnet.roles.server.actors import Actor, Role
+from calnet.roles.server.actors import Actor
 from calnet.roles.server.founding import POLICY
 from calnet.roles.server.netmaps import EngineFactory, policy_node
+from calnet.roles.server.powers import acting_user, is_manager
 from calnet.roles.server.routes import parse_route
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState
@@ -84,14 +85,12 @@ def auto_approved(state: Snapshot, node: NodeRecord, policy: Policy | None = Non
 
 def check_tags_allowed(state: Snapshot, actor: Actor, tags: Sequence[str]) -> None:
     """ForbiddenError where a user who is no admin gives a tag that the policy's tagOwners don't let it give. InvalidError is left to the plan."""
-    if actor.kind not in ("user", "token") or not tags:
-        return
-    user = None if actor.user is None else state.users.get(actor.user)
-    if user is not None and Role(user.role) in (Role.ADMIN, Role.OWNER):
+    user = acting_user(state, actor)
+    if user is None or is_manager(user):
         return
     policy = policy_of(state)
     for tag in tags:
-        if user is None or policy is None or not policy.may_give_tag(tag, _imagined(user)):
+        if policy is None or not policy.may_give_tag(tag, _imagined(user)):
             raise ForbiddenError(f"only an admin or an owner of {tag} (tagOwners in the policy) may give it")
 
 

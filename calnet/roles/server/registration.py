@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from calnet.crypto.keys import RandomBytes, is_small_order
-from calnet.errors import ConflictError, ExhaustedError, ForbiddenError, InvalidError
-from calnet.model import ControlKey, NodeId
+from calnet.errors import ConflictError, ExhaustedError, ForbiddenError, InvalidError, NotFoundError
+from calnet.model import ControlKey, NodeId, UserId
 from calnet.roles.server.admission import site_of
 from calnet.roles.server.allocation import free_v4, v6_of
 from calnet.roles.server.authkeys import check_auth_key, check_usable
@@ -32,6 +32,7 @@ PREVIOUS_KEPT_S: Final = 86_400.0
 MAX_PENDING: Final = 256
 """Machines that may wait for approval: anybody can ask, so it is bounded."""
 DISABLED: Final = "this node is disabled: ask an admin to enable it"
+OWNER_SUSPENDED: Final = "this node's owner is suspended: ask an admin"
 _CODE_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 
 
@@ -101,7 +102,7 @@ def _new_machine(state: Snapshot, request: RegisterRequest, context: Context) ->
 def _known_machine(record: NodeRecord, request: RegisterRequest, context: Context) -> NodeRecord:
     state = state_of(record, context.now)
     if state is NodeState.DISABLED:
-        raise ForbiddenError(DISABLED)
+        raise ForbiddenError(DISABLED if record.disabled else OWNER_SUSPENDED)
     if record.node_key != request.node_key:
         record = _with_new_key(record, request, context.now, keep=state is NodeState.ACTIVE)
     return _with_facts(replace(record, discovery_key=request.discovery_key), request)
@@ -146,7 +147,7 @@ def _settled(state: Snapshot, record: NodeRecord, now: float) -> tuple[NodeRecor
     changes: list[Change] = []
     if not record.addresses:
         v4_prefix, v6_prefix = prefixes_of(state)
-        v4 = free_v4(v4_prefix, state.by_address, state.retired)
+        v4 = free_v4(v4_prefix, state.by_address, state.retired, state.highest_v4)
         if v4 in state.retired:
             changes.append(Delete(Key(RetiredRecord, v4)))
         record = replace(record, addresses=(v4, v6_of(v6_prefix, record.id)))
@@ -175,13 +176,32 @@ def plan_approve(state: Snapshot, code_or_node: str, user: str | None, now: floa
     return [*changes, Put(record)], record
 
 
+def plan_admit(state: Snapshot, code: str, user: UserId, now: float) -> tuple[Sequence[Change], NodeRecord]:
+    """See Management.admit_node. A login by the owner so far never waits again."""
+    waiting, owner = state.by_code.get(code.strip().upper()), state.users.get(user)
+    if waiting is None:
+        raise NotFoundError("no machine waits with that code: run `calnet.pyz up` on it again")
+    if owner is None or owner.suspended:
+        raise ForbiddenError("that user is suspended or gone: ask an admin")
+    record = state.nodes[waiting]
+    if record.disabled:
+        raise ForbiddenError(DISABLED)
+    again = bool(record.name) and record.user == user
+    record = replace(record, user=user, owner_suspended=False, tags=())
+    changes: list[Change] = []
+    if again or not configuration_of(state).require_approval:
+        record, changes = _settled(state, record, now)
+        record = auto_approved(state, record)
+    return [*changes, Put(record)], record
+
+
 def plan_update(
     state: Snapshot, node: NodeId, hostname: str | None, routes: tuple[str, ...] | None, os: str | None, version: str | None
 ) -> tuple[Sequence[Change], None]:
     """See Registry.update. A new hostname moves the name, unless an admin chose that."""
     before = state.node_of(node)
-    if before.disabled:
-        raise ForbiddenError(DISABLED)
+    if state_of(before, 0.0) is NodeState.DISABLED:
+        raise ForbiddenError(DISABLED if before.disabled else OWNER_SUSPENDED)
     record = before
     if hostname is not None:
         record = _following_hostname(state, before, replace(record, hostname=printable(hostname) or "node"))

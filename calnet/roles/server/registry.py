@@ -60,6 +60,8 @@ class Registry(Management):
         self._state = state
         self._started = clock()
         self._lock = threading.Lock()
+        self._deadline: float | None = None
+        self._deadline_known = False
         self._listeners: list[Listener] = []
         self._audit_listeners: list[AuditListener] = []
         self._audited_to = commit.audit
@@ -160,7 +162,11 @@ class Registry(Management):
 
     def next_deadline(self) -> float | None:
         """Unix time of the next thing `housekeeping` will find: call it then."""
-        return nodes.next_deadline(self._state, self._clock(), self._gone_since)
+        with self._lock:
+            if not self._deadline_known:
+                self._deadline = nodes.next_deadline(self._state.nodes.values(), self._clock(), self._gone_since)
+                self._deadline_known = True
+            return self._deadline
 
     def housekeeping(self) -> Future[None]:
         """Do what time brings: expire keys, forget renewed ones, delete ephemeral nodes gone for 5 minutes and pending ones gone for a day."""
@@ -175,7 +181,9 @@ class Registry(Management):
             changes, _ = nodes.plan_housekeeping(state, now, self._gone_since)
             return [*changes, *tokens.stale_things(state, now), *once.stale_answers(state, now)], None
 
-        return self._writer.submit(plan, Deed(SYSTEM, "server.housekeeping"))
+        done = self._writer.submit(plan, Deed(SYSTEM, "server.housekeeping"))
+        done.add_done_callback(self._forget_deadline)
+        return done
 
     # --- inside
 
@@ -192,6 +200,17 @@ class Registry(Management):
         if presence.online:
             return None
         return max(self._started, record.created_at, presence.since or record.last_seen_at or 0.0)
+
+    def _forget_deadline(self, _: Future[None]) -> None:
+        with self._lock:
+            self._deadline_known = False
+
+    def _draw_nearer(self, changed: Iterable[NodeId]) -> None:
+        """Take in the deadlines of changed nodes; one that is past or put off stays known until housekeeping found nothing to do. The lock is held."""
+        if self._deadline_known:
+            records = [self._state.nodes[node] for node in changed if node in self._state.nodes]
+            due = nodes.next_deadline(records, self._clock(), self._gone_since)
+            self._deadline = min((at for at in (due, self._deadline) if at is not None), default=None)
 
     def _deed_of(self, node: NodeId, action: str) -> Deed:
         record = self._state.nodes.get(node)
@@ -214,6 +233,7 @@ class Registry(Management):
                 return
             self._presence[node] = change(self._presence.get(node, Presence()))
             touched, _ = self._netmaps.refresh((node,), self._state, self._presence, now)
+            self._draw_nearer((node,))
         self._tell(Changed(frozenset(touched), frozenset()))
 
     def _published(self, before: Snapshot, after: Snapshot, changes: Sequence[Change]) -> None:
@@ -228,6 +248,7 @@ class Registry(Management):
                 touched, lost = touched | more, lost or lost_more
             for node in changed - after.nodes.keys():
                 self._presence.pop(node, None)
+            self._draw_nearer(changed)
         moved = frozenset(node for node in changed if _standing_moved(before, after, node, now))
         self._tell(Changed(frozenset(touched), moved, urgent=lost or any(node not in self._netmaps for node in moved)))
 

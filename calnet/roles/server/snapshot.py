@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from calnet.errors import NotFoundError
 from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
@@ -38,6 +38,7 @@ class Snapshot:
         "by_identity",
         "by_name",
         "by_node_key",
+        "highest_v4",
         "keys",
         "nodes",
         "retired",
@@ -65,12 +66,15 @@ class Snapshot:
         self.by_name: dict[str, NodeId] = {}
         self.by_address: dict[str, NodeId] = {}
         self.by_code: dict[str, NodeId] = {}
+        self.highest_v4 = 0
+        """The highest IPv4 address ever given out, as a number."""
 
     def copy(self) -> Snapshot:
         """A snapshot to change."""
         other = Snapshot()
-        for name in self.__slots__:
+        for name in _TABLES:
             setattr(other, name, getattr(self, name).copy())
+        other.highest_v4 = self.highest_v4
         return other
 
     def load(self, records: Iterable[Record]) -> None:
@@ -176,6 +180,7 @@ class Snapshot:
                 self._table(key_of(record))[record.id] = record
             case RetiredRecord():
                 self.retired[record.id] = record.retired_at
+                self._given_out(record.id)
             case SettingRecord():
                 self.settings[record.id] = record.value
 
@@ -190,7 +195,13 @@ class Snapshot:
         if record.pending_code:
             self.by_code[record.pending_code] = record.id
         for address in record.addresses:
+            if address not in self.by_address:
+                self._given_out(address)
             self.by_address[address] = record.id
+
+    def _given_out(self, address: str) -> None:
+        if ":" not in address:
+            self.highest_v4 = max(self.highest_v4, int(ipaddress.IPv4Address(address)))
 
     def _remove(self, key: Key) -> None:
         if key.kind is UserRecord and (user := self.users.pop(UserId(int(key.id)), None)) is not None:
@@ -214,6 +225,9 @@ class Snapshot:
         self.by_code.pop(node.pending_code, None)
         for address in node.addresses:
             self.by_address.pop(address, None)
+
+
+_TABLES: Final = tuple(name for name in Snapshot.__slots__ if name != "highest_v4")
 
 
 def state_of(record: NodeRecord, now: float) -> NodeState:

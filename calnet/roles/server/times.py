@@ -9,7 +9,12 @@ from calnet.errors import InvalidError
 
 def time_text(at: float | None) -> str | None:
     """RFC 3339 in UTC with whole seconds."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")[:-6] + "Z"
+
+
+def exact_time_text(at: float) -> str:
+    """RFC 3339 in UTC with milliseconds: `parse_time` of it gives back a time that has no more of them."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> float:

@@ -17,13 +17,16 @@ from calnet.errors import ForbiddenError, InvalidError, NotFoundError, Unauthori
 from calnet.model import UserId
 from calnet.roles.server.actors import SCOPES, Actor, Principal, Role
 from calnet.roles.server.names import printable
+from calnet.roles.server.powers import check_may_speak_for, check_scopes_covered
 from calnet.roles.server.snapshot import Snapshot
-from calnet.store.interface import Change, Delete, Key, Put, SessionRecord, TokenRecord, UserRecord
+from calnet.store.interface import Change, Delete, Key, Put, SessionRecord, TokenRecord, UserRecord, key_of
 
 PREFIX: Final = "calnet-token-"
 MAX_LIFETIME_S: Final = 10 * 366 * 86_400.0
 MAX_TOKENS: Final = 256
 """Of one user, so that nobody fills the store."""
+MAX_SESSIONS: Final = 64
+"""Of one user: the oldest ends when one more begins."""
 KEPT_S: Final = 30 * 86_400.0
 """How long a token that is of no use any more is still listed."""
 SHOWN_ID: Final = 32
@@ -43,8 +46,11 @@ class TokenWish:
     expires_s: float = 90 * 86_400.0
 
 
-def plan_create_token(state: Snapshot, wish: TokenWish, now: float, random: RandomBytes) -> tuple[Sequence[Change], tuple[str, TokenRecord]]:
-    """(changes, (the token's text, its record)). InvalidError for a name, scope or lifetime that can't be."""
+def plan_create_token(
+    state: Snapshot, wish: TokenWish, now: float, random: RandomBytes, actor: Actor | None = None
+) -> tuple[Sequence[Change], tuple[str, TokenRecord]]:
+    """(changes, (the token's text, its record)). InvalidError for a name, scope or lifetime that can't be; ForbiddenError where the actor would get more than
+    it has."""
     if not 0 < wish.expires_s <= MAX_LIFETIME_S:
         raise InvalidError("a token expires after more than nothing and at most ten years")
     unknown = sorted(set(wish.scopes) - SCOPES)
@@ -54,6 +60,8 @@ def plan_create_token(state: Snapshot, wish: TokenWish, now: float, random: Rand
     if not name:
         raise InvalidError("a token needs a name, to be told from others")
     user = state.user(wish.user)
+    check_may_speak_for(state, actor, user)
+    check_scopes_covered(state, actor, wish.scopes)
     if sum(token.user == user.id for token in state.tokens.values()) >= MAX_TOKENS:
         raise InvalidError(f"{user.name} has {MAX_TOKENS} tokens: revoke some, they are forgotten after a while")
     token_id, secret = random(_ID_SIZE), random(_SECRET_SIZE)
@@ -121,7 +129,8 @@ def plan_create_session(
         raise ForbiddenError("that user is suspended or gone: ask an admin")
     secret = base64.urlsafe_b64encode(random(32)).decode().rstrip("=")
     session = SessionRecord(session_id(secret), user, now, now + expires_s, now, refresh)
-    return [Put(session)], (secret, session)
+    own = sorted((other for other in state.sessions.values() if other.user == user), key=lambda other: other.created_at)
+    return [Put(session), *(Delete(key_of(other)) for other in own[: max(0, len(own) + 1 - MAX_SESSIONS)])], (secret, session)
 
 
 def plan_update_session(state: Snapshot, session: str, checked_at: float, refresh: bytes) -> tuple[Sequence[Change], SessionRecord]:

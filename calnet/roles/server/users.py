@@ -1,6 +1,6 @@
 """Plans about users: made by hand or by signing in, their roles, shut out and let in again.
 
-Who may give which role is decided here, on the state the change is planned on: an admin that was demoted a moment ago changes nothing any more.
+Who may give which role is decided on the state the change is planned on (powers.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from calnet.model import UserId
 from calnet.roles.server.actors import Actor, Role
 from calnet.roles.server.founding import NEXT_USER, next_id
 from calnet.roles.server.names import check_name, free_name, name_from_hostname, printable
+from calnet.roles.server.powers import check_may_set_role
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import AuthKeyRecord, Change, Delete, Put, SessionRecord, TokenRecord, UserRecord, key_of
 
 OWNER = Role.OWNER.value
 USER = Role.USER.value
-
-_MANAGERS = (Role.ADMIN, Role.OWNER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def parse_role(text: str) -> Role:
 
 def plan_create_user(state: Snapshot, name: str, now: float, role: str = USER, actor: Actor | None = None) -> tuple[Sequence[Change], UserRecord]:
     """InvalidError for a bad name or role, ConflictError for a taken name, ForbiddenError for a role the actor may not give."""
-    _check_power(state, actor, None, parse_role(role))
+    check_may_set_role(state, actor, None, parse_role(role))
     name = _free(state, name)
     number, counter = next_id(state, NEXT_USER)
     record = UserRecord(UserId(number), name, parse_role(role).value, now)
@@ -75,7 +74,7 @@ def plan_update_user(state: Snapshot, user: str, wish: UserWish, actor: Actor | 
         record = replace(record, suspended=wish.suspended)
     if record == before:
         return [], record
-    _check_power(state, actor, before, Role(record.role))
+    check_may_set_role(state, actor, before.role, record.role)
     if before.role == OWNER and not before.suspended and (record.role != OWNER or record.suspended):
         _check_not_last_owner(state, before)
     return [Put(record), *_following(state, before, record)], record
@@ -84,7 +83,7 @@ def plan_update_user(state: Snapshot, user: str, wish: UserWish, actor: Actor | 
 def plan_delete_user(state: Snapshot, user: str, actor: Actor | None = None) -> tuple[Sequence[Change], None]:
     """ConflictError while the user owns nodes, or is the last owner. Its pre-auth keys, tokens and sessions go with it."""
     record = state.user(user)
-    _check_power(state, actor, record, Role(record.role))
+    check_may_set_role(state, actor, record.role, record.role)
     count = sum(node.user == record.id for node in state.nodes.values())
     if count:
         raise ConflictError(f"{record.name} has {count} node{'s' if count > 1 else ''}: delete or tag them first")
@@ -138,18 +137,6 @@ def _following(state: Snapshot, before: UserRecord, after: UserRecord) -> list[C
     nodes = [replace(node, owner_suspended=after.suspended) for node in state.nodes.values() if node.user == after.id]
     sessions = [session for session in state.sessions.values() if session.user == after.id] if after.suspended else []
     return [*(Put(node) for node in nodes), *(Delete(key_of(session)) for session in sessions)]
-
-
-def _check_power(state: Snapshot, actor: Actor | None, before: UserRecord | None, role: Role) -> None:
-    """ForbiddenError unless the actor may make `before` (None: nobody) a user of this role. The local administrator and the server itself may do all."""
-    if actor is None or actor.kind not in ("user", "token"):
-        return
-    doer = None if actor.user is None else state.users.get(actor.user)
-    if doer is None or doer.suspended or Role(doer.role) not in _MANAGERS:
-        raise ForbiddenError("that takes an admin")
-    touched = {role} | ({Role(before.role)} if before is not None else set())
-    if Role.OWNER in touched and doer.role != OWNER:
-        raise ForbiddenError("that takes an owner")
 
 
 def _check_not_last_owner(state: Snapshot, record: UserRecord) -> None:

@@ -116,7 +116,7 @@ class Writer:
     def _attempt(self, batch: list[_Job]) -> list[tuple[Exception | None, Any]]:
         """(its refusal, or its result) of each plan, all that hold committed and published. StaleError where another server was first."""
         draft = self._snapshot.copy()
-        now = self._clock()
+        now = round(self._clock(), 3)  # what people are shown names it exactly
         changes: list[Change] = []
         audit: list[AuditRecord] = []
         outcomes: list[tuple[Exception | None, Any]] = []
