@@ -70,9 +70,13 @@ class Peer:
     tags: tuple[str, ...] = ()
     os: str = ""
     routes: tuple[Prefix, ...] = ()
-    """Prefixes behind this peer that an admin approved."""
+    """Prefixes behind this peer that an admin approved and that it is the router of now."""
+    backup_routes: tuple[Prefix, ...] = ()
+    """Approved prefixes that it would route if the present router went away: it may speak for them all the same."""
     endpoints: tuple[Endpoint, ...] = ()
     """Candidates last published by the peer; for a WIREGUARD peer its one fixed endpoint."""
+    relay: str = ""
+    """The relay it is connected to, where that is not this node's own."""
     online: bool = False
     """Has a control session now."""
     last_seen_at: float | None = None
@@ -138,6 +142,8 @@ class Netmap:
     """The overlay's own prefixes (IPv4, then the ULA /64)."""
     peers: tuple[Peer, ...] = ()
     filter: tuple[FilterRule, ...] = ()
+    reject: bool = False
+    """What the filter refuses is answered (TCP reset, ICMP prohibited) instead of dropped without a word."""
     relays: tuple[Relay, ...] = ()
     stun: tuple[str, ...] = ()
     """STUN servers as `host:port`, `[v6]:port`; a host name is allowed."""

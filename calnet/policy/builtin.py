@@ -8,11 +8,11 @@ names the whole overlay, and does not change with every node that comes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from typing import Final
 
-from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
+from calnet.model import FilterRule, NodeId, Prefix, UserId
+from calnet.policy.engine import PolicyNode
 
 TEXT: Final = """\
 # The built-in policy: it holds until another is set.
@@ -22,19 +22,10 @@ TEXT: Final = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyNode:
-    """What policy has to know of an active node. `user` is None for a tagged one; `routes` are the approved prefixes it routes."""
-
-    id: NodeId
-    user: UserId | None
-    tagged: bool
-    addresses: tuple[Address, ...]
-    routes: tuple[Prefix, ...] = ()
-
-
 class BuiltinPolicy:
     """The policy over a set of nodes that changes node by node. Asking about one node costs as much as it has peers, whatever the number of nodes."""
+
+    reject = False
 
     def __init__(self, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = ()) -> None:
         """`overlay` are the prefixes that every node's addresses are in."""

@@ -6,7 +6,7 @@ text or raw form; the registry parses them. Times are Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +64,8 @@ class NodeRecord:
     previous_until: float | None = None
     key_expires: float | None = None
     disabled: bool = False
+    owner_suspended: bool = False
+    """Its owner was shut out: it may do as little as a disabled one, until the owner is back."""
     ephemeral: bool = False
     pending_code: str = ""
     auth_key: str = ""
@@ -222,7 +224,7 @@ class Store(Protocol):
     Several servers may share a store (PostgreSQL): each loads it, then follows the others' commits with `changes_since`, told when by `watch`.
     """
 
-    def load(self) -> tuple[Commit, Iterable[Record]]:
+    def load(self) -> tuple[Commit, Sequence[Record]]:
         """Every record, and the version they are of: one consistent view."""
 
     def commit(self, changes: Sequence[Change], *, audit: Sequence[AuditRecord] = (), version: int | None = None) -> Commit:

@@ -85,6 +85,20 @@ class Candidates(Message, frozen=True):
     endpoints: Endpoints
 
 
+class HealthLine(msgspec.Struct, frozen=True):
+    """One thing a node has to say of its own health."""
+
+    code: Annotated[str, msgspec.Meta(max_length=40)]
+    severity: Annotated[str, msgspec.Meta(max_length=20)]
+    text: Annotated[str, msgspec.Meta(max_length=400)]
+
+
+class Health(Message, frozen=True):
+    """What `status` shows as the node's health now, for those who manage it."""
+
+    lines: Annotated[tuple[HealthLine, ...], msgspec.Meta(max_length=32)] = ()
+
+
 class Logout(Message, frozen=True):
     """End this machine's registration's use: its node key expires at once. Answer: Done."""
 
@@ -111,11 +125,15 @@ class Welcome(Message, frozen=True):
 
 
 class State(Message, frozen=True):
-    """Where this machine stands: `unregistered`, `pending` (with the approval code), `active`, `expired`, `disabled`. Sent on each change."""
+    """Where this machine stands: `unregistered`, `pending` (with the approval code), `active`, `expired`, `disabled`. Sent on each change.
+
+    `login_url` is where a person signs in for a pending machine, empty without single sign-on.
+    """
 
     state: str
     code: str = ""
     request: int = 0
+    login_url: str = ""
 
 
 class Registered(Message, frozen=True):
@@ -170,6 +188,7 @@ class WirePeer(msgspec.Struct, frozen=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
     os: str = ""
     routes: tuple[str, ...] = ()
+    backup_routes: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
     online: bool = False
     last_seen_at: float | None = None
@@ -178,6 +197,7 @@ class WirePeer(msgspec.Struct, frozen=True, omit_defaults=True):
     keepalive_s: int = 0
     kind: str = "calnet"
     capabilities: tuple[str, ...] = ()
+    relay: str = ""
 
 
 class WireSelf(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -210,6 +230,7 @@ class NetmapFull(Message, frozen=True):
     prefixes: tuple[str, ...]
     peers: tuple[WirePeer, ...] = ()
     filter: tuple[WireRule, ...] = ()
+    reject: bool = False
     relays: tuple[str, ...] = ()
     stun: tuple[str, ...] = ()
 
@@ -230,11 +251,12 @@ class NetmapDelta(Message, frozen=True):
     self: WireSelf | None = None
     prefixes: tuple[str, ...] | None = None
     filter: tuple[WireRule, ...] | None = None
+    reject: bool | None = None
     relays: tuple[str, ...] | None = None
     stun: tuple[str, ...] | None = None
 
 
-NodeMessage = Register | Subscribe | Update | Publish | Candidates | Logout | Ping | Pong
+NodeMessage = Register | Subscribe | Update | Publish | Candidates | Health | Logout | Ping | Pong
 ServerMessage = Welcome | State | Registered | Done | Refused | Ping | Pong | Bye | NetmapFull | NetmapUnchanged | NetmapDelta | Candidates
 
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -48,6 +48,7 @@ def wire_peer(peer: Peer) -> control.WirePeer:
         tags=peer.tags,
         os=peer.os,
         routes=_texts(peer.routes),
+        backup_routes=_texts(peer.backup_routes),
         endpoints=_texts(peer.endpoints),
         online=peer.online,
         last_seen_at=peer.last_seen_at,
@@ -56,6 +57,7 @@ def wire_peer(peer: Peer) -> control.WirePeer:
         keepalive_s=peer.keepalive_s,
         kind=peer.kind.value,
         capabilities=peer.capabilities,
+        relay=peer.relay,
     )
 
 
@@ -72,6 +74,7 @@ def model_peer(peer: control.WirePeer) -> Peer:
         tags=peer.tags,
         os=peer.os,
         routes=_prefixes(peer.routes),
+        backup_routes=_prefixes(peer.backup_routes),
         endpoints=parse_endpoints(peer.endpoints),
         online=peer.online,
         last_seen_at=peer.last_seen_at,
@@ -80,6 +83,7 @@ def model_peer(peer: control.WirePeer) -> Peer:
         keepalive_s=peer.keepalive_s,
         kind=_kind(peer.kind),
         capabilities=peer.capabilities,
+        relay=peer.relay,
     )
 
 
@@ -136,6 +140,7 @@ def wire_netmap(netmap: Netmap) -> control.NetmapFull:
         prefixes=_texts(netmap.prefixes),
         peers=tuple(wire_peer(peer) for peer in netmap.peers),
         filter=tuple(wire_rule(rule) for rule in netmap.filter),
+        reject=netmap.reject,
         relays=tuple(relay.url for relay in netmap.relays),
         stun=netmap.stun,
     )
@@ -149,6 +154,7 @@ def model_netmap(message: control.NetmapFull) -> Netmap:
         prefixes=_prefixes(message.prefixes),
         peers=tuple(model_peer(peer) for peer in message.peers),
         filter=tuple(_model_rule(rule) for rule in message.filter),
+        reject=message.reject,
         relays=tuple(Relay(url) for url in message.relays),
         stun=message.stun,
     )
@@ -166,6 +172,7 @@ def difference(old: Netmap, new: Netmap) -> control.NetmapDelta:
         self=wire_self(new.self) if new.self != old.self else None,
         prefixes=_texts(new.prefixes) if new.prefixes != old.prefixes else None,
         filter=tuple(wire_rule(rule) for rule in new.filter) if new.filter != old.filter else None,
+        reject=new.reject if new.reject != old.reject else None,
         relays=tuple(relay.url for relay in new.relays) if new.relays != old.relays else None,
         stun=new.stun if new.stun != old.stun else None,
     )
@@ -186,6 +193,7 @@ def apply(netmap: Netmap, delta: control.NetmapDelta) -> Netmap:
         prefixes=netmap.prefixes if delta.prefixes is None else _prefixes(delta.prefixes),
         peers=tuple(peers[number] for number in sorted(peers)),
         filter=netmap.filter if delta.filter is None else tuple(_model_rule(rule) for rule in delta.filter),
+        reject=netmap.reject if delta.reject is None else delta.reject,
         relays=netmap.relays if delta.relays is None else tuple(Relay(url) for url in delta.relays),
         stun=netmap.stun if delta.stun is None else delta.stun,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from calnet.model import Endpoint, Netmap, NodeId, Peer, Prefix, Relay, SelfNode
-from calnet.policy.builtin import BuiltinPolicy, PolicyNode
+from calnet.policy.builtin import BuiltinPolicy
+from calnet.policy.engine import Engine, PolicyNode
+from calnet.roles.server.failover import Routers
 from calnet.roles.server.routes import parse_route
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState
@@ -23,6 +25,8 @@ class Presence:
     endpoints: tuple[Endpoint, ...] = ()
     source: bytes = b""
     """Where its (last) session comes from (endpoints.source_network)."""
+    health: tuple[dict[str, str], ...] = ()
+    """What it said of its own health: rows of code, severity and text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,12 @@ class Entry:
     policy: PolicyNode
 
 
-def entry_of(state: Snapshot, record: NodeRecord, presence: Presence) -> Entry:
-    """The entry of an active node."""
+EngineFactory = Callable[[tuple[Prefix, ...], Iterable[PolicyNode]], Engine]
+"""A policy over the overlay's prefixes and these nodes."""
+
+
+def entry_of(state: Snapshot, record: NodeRecord, presence: Presence, routed: Collection[Prefix]) -> Entry:
+    """The entry of an active node that is the router of the `routed` prefixes now."""
     addresses = tuple(ipaddress.ip_address(address) for address in record.addresses)
     routes = effective_routes(record)
     user = state.user_name(record.user)
@@ -59,13 +67,31 @@ def entry_of(state: Snapshot, record: NodeRecord, presence: Presence) -> Entry:
         user=user,
         tags=record.tags,
         os=record.os,
-        routes=routes,
+        routes=tuple(route for route in routes if route in routed),
+        backup_routes=tuple(route for route in routes if route not in routed),
         endpoints=presence.endpoints,
         online=presence.online,
         last_seen_at=last_seen(record, presence),
         key_expires=record.key_expires,
     )
-    return Entry(itself, peer, PolicyNode(record.id, record.user, bool(record.tags), addresses, routes))
+    return Entry(itself, peer, policy_node(state, record))
+
+
+def policy_node(state: Snapshot, record: NodeRecord) -> PolicyNode:
+    """A node as policy sees it."""
+    owner = None if record.user is None else state.users.get(record.user)
+    names = () if owner is None else (f"{owner.name}@", *([owner.email] if owner.email else []))
+    return PolicyNode(
+        id=record.id,
+        user=record.user,
+        tagged=bool(record.tags),
+        addresses=tuple(ipaddress.ip_address(address) for address in record.addresses),
+        routes=effective_routes(record),
+        name=record.name,
+        user_names=names,
+        role="" if owner is None else owner.role,
+        tags=record.tags,
+    )
 
 
 def effective_routes(record: NodeRecord) -> tuple[Prefix, ...]:
@@ -85,7 +111,8 @@ class Netmaps:
         """`first_version` is above every version given out before."""
         self._prefixes = prefixes
         self._first_version = first_version
-        self._policy = BuiltinPolicy(prefixes)
+        self._policy: Engine = BuiltinPolicy(prefixes)
+        self._routers = Routers()
         self._entries: dict[NodeId, Entry] = {}
         self._given: dict[NodeId, Netmap] = {}
 
@@ -93,24 +120,41 @@ class Netmaps:
         return node in self._entries
 
     @property
-    def policy(self) -> BuiltinPolicy:
+    def policy(self) -> Engine:
         """The policy over the active nodes."""
         return self._policy
+
+    @property
+    def routers(self) -> Routers:
+        """Who routes what."""
+        return self._routers
+
+    def set_policy(self, make: EngineFactory) -> tuple[set[NodeId], bool]:
+        """Another policy holds: as `refresh`."""
+        before = {node: (self._policy.visible(node), self._policy.rules(node)) for node in self._entries}
+        was_reject = self._policy.reject
+        self._policy = make(self._prefixes, [entry.policy for entry in self._entries.values()])
+        touched = {node for node, old in before.items() if old != (self._policy.visible(node), self._policy.rules(node)) or was_reject != self._policy.reject}
+        return touched, bool(touched)
 
     def refresh(self, nodes: Iterable[NodeId], state: Snapshot, presence: dict[NodeId, Presence], now: float) -> tuple[set[NodeId], bool]:
         """Take in what became of these nodes: (nodes whose netmap may have changed, whether somebody lost a peer)."""
         touched: set[NodeId] = set()
         lost = False
+        nodes = dict.fromkeys(nodes)
+        for node in list(nodes):
+            record = _active(state, node, now)
+            routes = () if record is None else effective_routes(record)
+            nodes.update(dict.fromkeys(self._routers.put(node, routes, online=presence.get(node, Presence()).online)))
         for node in nodes:
             before = self._entries.get(node)
-            record = state.nodes.get(node)
-            active = record is not None and bool(record.name) and state_of(record, now) is NodeState.ACTIVE
-            after = entry_of(state, record, presence.get(node, Presence())) if active and record is not None else None
+            record = _active(state, node, now)
+            after = None if record is None else entry_of(state, record, presence.get(node, Presence()), self._routers.routed_by(node))
             if before == after:
                 continue
             seen_before = self._policy.visible(node)
             self._replace(node, after)
-            if record is None:
+            if node not in state.nodes:
                 self._given.pop(node, None)  # ids are never used again
             seen_after = self._policy.visible(node)
             touched |= {node} | seen_before | seen_after
@@ -126,6 +170,7 @@ class Netmaps:
             prefixes=self._prefixes,
             peers=tuple(self._entries[peer].peer for peer in sorted(self._policy.visible(node))),
             filter=self._policy.rules(node),
+            reject=self._policy.reject,
             relays=relays,
             stun=stun,
         )
@@ -146,10 +191,15 @@ class Netmaps:
             self._policy.put(entry.policy)
 
 
+def _active(state: Snapshot, node: NodeId, now: float) -> NodeRecord | None:
+    record = state.nodes.get(node)
+    return record if record is not None and record.name and state_of(record, now) is NodeState.ACTIVE else None
+
+
 def _takes_away(before: Entry | None, after: Entry | None) -> bool:
     """Whether peers have to hear of it at once: a key that no longer holds, a route or address gone."""
     if before is None or after is None:
         return before is not None
     lost_keys = {before.peer.node_key, before.peer.previous_node_key} - {after.peer.node_key, after.peer.previous_node_key, None}
-    lost_routes = set(before.policy.routes) - set(after.policy.routes)
+    lost_routes = {*before.policy.routes, *before.peer.routes} - {*after.policy.routes} or set(before.peer.routes) - set(after.peer.routes)
     return bool(lost_keys or lost_routes) or before.policy.addresses != after.policy.addresses
