@@ -10,6 +10,7 @@ from calnet.errors import ConflictError, InvalidError
 from calnet.model import NodeId
 from calnet.roles.server.founding import prefixes_of
 from calnet.roles.server.names import check_name, check_tags
+from calnet.roles.server.policies import auto_approved
 from calnet.roles.server.registration import deletion, expired
 from calnet.roles.server.routes import canonical_routes, check_approvable, parse_route
 from calnet.roles.server.snapshot import Snapshot, state_of
@@ -45,7 +46,8 @@ def plan_tag_node(state: Snapshot, node: str, tags: tuple[str, ...], now: float)
     if not tags:
         raise InvalidError("name at least one tag: to give a node an owner again, use `nodes approve NODE --user USER`")
     over = record.key_expires is not None and record.key_expires <= now
-    return _put(state, replace(record, tags=check_tags(tags), user=None, owner_suspended=False, key_expires=record.key_expires if over else None))
+    tagged = replace(record, tags=check_tags(tags), user=None, owner_suspended=False, key_expires=record.key_expires if over else None)
+    return _put(state, auto_approved(state, tagged))
 
 
 def plan_disable_node(state: Snapshot, node: str, disabled: bool) -> Planned:

@@ -19,10 +19,10 @@ from calnet.policy.engine import PolicyNode
 from calnet.policy.explain import Directory, End, TestResult, Verdict, explain, imagined_of, run_tests
 from calnet.policy.selectors import SelectorError, parse_protocols
 from calnet.roles.server.actors import Actor
-from calnet.roles.server.founding import POLICY
+from calnet.roles.server.founding import POLICY, prefixes_of
 from calnet.roles.server.netmaps import EngineFactory, policy_node
 from calnet.roles.server.powers import acting_user, is_manager
-from calnet.roles.server.routes import parse_route
+from calnet.roles.server.routes import is_approvable, parse_route
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState
 from calnet.store.interface import Change, Delete, Key, NodeRecord, Put, SettingRecord, UserRecord
@@ -74,12 +74,13 @@ def plan_reset_policy(state: Snapshot) -> tuple[Sequence[Change], None]:
 
 
 def auto_approved(state: Snapshot, node: NodeRecord, policy: Policy | None = None) -> NodeRecord:
-    """The node with those of its advertised routes approved that the policy (that in force) approves by itself."""
+    """The node with those of its advertised routes approved that the policy (that in force) approves by itself: never one that no admin could approve."""
     policy = policy or policy_of(state)
     if policy is None or not policy.approvers or not node.name:
         return node
-    seen = policy_node(state, node)
-    more = [route for route in node.advertised_routes if route not in node.approved_routes and policy.auto_approves(parse_route(route), seen)]
+    seen, overlay = policy_node(state, node), prefixes_of(state)
+    offered = [parse_route(route) for route in node.advertised_routes if route not in node.approved_routes]
+    more = [str(route) for route in offered if policy.auto_approves(route, seen) and is_approvable(route, overlay)]
     return replace(node, approved_routes=tuple(sorted((*node.approved_routes, *more)))) if more else node
 
 

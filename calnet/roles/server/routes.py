@@ -33,6 +33,15 @@ def canonical_routes(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(str(route) for route in routes)
 
 
+def is_approvable(route: Prefix, overlay: Iterable[Prefix]) -> bool:
+    """Whether an admin could approve it."""
+    try:
+        check_approvable(route, overlay)
+    except InvalidError:
+        return False
+    return True
+
+
 def check_approvable(route: Prefix, overlay: Iterable[Prefix]) -> None:
     """InvalidError for a route that no admin can approve."""
     if route.prefixlen == 0:
