@@ -63,7 +63,7 @@ class LocalServer:
 
     async def start(self, mode: int) -> None:
         """Binds and listens; the socket file appears with `mode` at once, whatever the umask."""
-        self._listener = await asyncio.to_thread(_listen, self._path, mode)
+        self._listener = await asyncio.to_thread(listen_local, self._path, mode)
         found = os.lstat(self._path)
         self._identity = (found.st_dev, found.st_ino)
         self._accepting = asyncio.create_task(self._accept(self._listener))
@@ -202,7 +202,7 @@ def _credentials(connection: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def _listen(path: Path, mode: int) -> socket.socket:
+def listen_local(path: Path, mode: int) -> socket.socket:
     """A listening socket, moved to `path` by rename only when its mode is set, so that nobody connects before."""
     _refuse_unless_stale(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,187 +1,49 @@
-"""The admin socket's operations: the nouns and verbs of `calnet admin`, each one call of the registry."""
+"""The admin socket: REST on a Unix socket in the state directory, for root or the server's user. Whoever can open it is the local administrator."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+import asyncio
+import socket
+import struct
+from pathlib import Path
+from typing import Any
 
-from calnet.errors import UsageError
-from calnet.roles.server.durable import durable
-from calnet.roles.server.registry import Registry
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
-Arguments = dict[str, object]
-_FOR_EVER_S: Final = 1e15
-"""More than anything may last, and still a float: JSON's whole numbers know no bound."""
-
-Operation = Callable[[Registry, Arguments], Awaitable[object]]
-
-
-class Request(Protocol):
-    """What is needed of a local request."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def args(self) -> Arguments: ...
+from calnet.host.local_socket import listen_local
+from calnet.roles.server.admission import Gate
+from calnet.roles.server.rest.authentication import LOCAL_UID
+from calnet.roles.server.web_protocol import BoundedHttpProtocol
 
 
-class AdminHandler:
-    """Handles the requests of admin.sock. Who can open the socket may do everything."""
+class AdminSocket:
+    """Made by `open`; `close` ends it and removes the socket's file."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, path: Path, server: asyncio.Server) -> None:
+        self._path, self._server = path, server
 
-    async def __call__(self, request: Request) -> object:
-        """The operation's result; UsageError for an unknown one and for wrong arguments, RefusedError where the registry refuses."""
-        operation = OPERATIONS.get(request.op)
-        if operation is None:
-            raise UsageError(f"unknown operation {request.op[:64]!r}: is this command newer than the server?")
-        return await operation(self._registry, request.args)
+    @classmethod
+    async def open(cls, path: Path, config: Config, state: ServerState, gate: Gate) -> AdminSocket:
+        """Serve the application of `config` on `path` (0600). HostError where another server does, or the socket can't be made."""
+        listener = listen_local(path, 0o600)
 
+        def make() -> _AdminProtocol:
+            return _AdminProtocol(config, state, {}, gate=gate, trusted=lambda _: True)
 
-def _text(args: Arguments, name: str) -> str:
-    value = args.get(name)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{name} is missing")
-    return value
+        return cls(path, await asyncio.get_running_loop().create_unix_server(make, sock=listener))
 
-
-def _maybe(args: Arguments, name: str) -> str | None:
-    return None if args.get(name) in (None, "") else _text(args, name)
+    async def close(self) -> None:
+        """Accept no more; connections end with the server's."""
+        self._path.unlink(missing_ok=True)
+        self._server.close()
 
 
-def _flag(args: Arguments, name: str) -> bool:
-    value = args.get(name, False)
-    if not isinstance(value, bool | None):
-        raise UsageError(f"{name} is yes or no")
-    return bool(value)
+class _AdminProtocol(BoundedHttpProtocol):
+    """An HTTP connection whose requests are the local administrator's, as the kernel tells who opened it."""
 
-
-def _texts(args: Arguments, name: str) -> tuple[str, ...]:
-    value = args.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UsageError(f"{name} is a list of words")
-    return tuple(value)
-
-
-def _seconds(args: Arguments, name: str, default: float) -> float:
-    value = args.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UsageError(f"{name} is a number of seconds above 0")
-    return float(min(value, _FOR_EVER_S))
-
-
-async def _users_create(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.create_user(_text(args, "name")))
-
-
-async def _users_list(registry: Registry, _: Arguments) -> object:
-    return registry.users()
-
-
-async def _users_rename(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.rename_user(_text(args, "user"), _text(args, "name")))
-
-
-async def _users_delete(registry: Registry, args: Arguments) -> object:
-    await durable(registry.delete_user(_text(args, "user")))
-    return {}
-
-
-async def _keys_create(registry: Registry, args: Arguments) -> object:
-    made = registry.create_key(
-        user=_maybe(args, "user"),
-        reusable=_flag(args, "reusable"),
-        ephemeral=_flag(args, "ephemeral"),
-        expires_s=_seconds(args, "expires_s", 86_400.0),
-        tags=_texts(args, "tags"),
-    )
-    return await durable(made)
-
-
-async def _keys_list(registry: Registry, _: Arguments) -> object:
-    return registry.keys()
-
-
-async def _keys_revoke(registry: Registry, args: Arguments) -> object:
-    await durable(registry.revoke_key(_text(args, "id")))
-    return {}
-
-
-async def _nodes_list(registry: Registry, _: Arguments) -> object:
-    return registry.nodes()
-
-
-async def _nodes_show(registry: Registry, args: Arguments) -> object:
-    return registry.node(_text(args, "node"))
-
-
-async def _nodes_rename(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.rename_node(_text(args, "node"), _text(args, "name")))
-
-
-async def _nodes_tag(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.tag_node(_text(args, "node"), _texts(args, "tags")))
-
-
-async def _nodes_approve(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.approve_node(_text(args, "code_or_node"), _maybe(args, "user")))
-
-
-async def _nodes_disable(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.disable_node(_text(args, "node")))
-
-
-async def _nodes_enable(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.enable_node(_text(args, "node")))
-
-
-async def _nodes_expire(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.expire_node(_text(args, "node")))
-
-
-async def _nodes_delete(registry: Registry, args: Arguments) -> object:
-    await durable(registry.delete_node(_text(args, "node")))
-    return {}
-
-
-async def _routes_list(registry: Registry, args: Arguments) -> object:
-    return registry.routes(_maybe(args, "node"))
-
-
-async def _routes_approve(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.approve_routes(_text(args, "node"), _texts(args, "routes")))
-
-
-async def _routes_revoke(registry: Registry, args: Arguments) -> object:
-    return await durable(registry.revoke_routes(_text(args, "node"), _texts(args, "routes")))
-
-
-async def _policy_show(registry: Registry, _: Arguments) -> object:
-    return registry.policy()
-
-
-OPERATIONS: dict[str, Operation] = {
-    "users.create": _users_create,
-    "users.list": _users_list,
-    "users.rename": _users_rename,
-    "users.delete": _users_delete,
-    "keys.create": _keys_create,
-    "keys.list": _keys_list,
-    "keys.revoke": _keys_revoke,
-    "nodes.list": _nodes_list,
-    "nodes.show": _nodes_show,
-    "nodes.rename": _nodes_rename,
-    "nodes.tag": _nodes_tag,
-    "nodes.approve": _nodes_approve,
-    "nodes.disable": _nodes_disable,
-    "nodes.enable": _nodes_enable,
-    "nodes.expire": _nodes_expire,
-    "nodes.delete": _nodes_delete,
-    "nodes.routes.list": _routes_list,
-    "nodes.routes.approve": _routes_approve,
-    "nodes.routes.revoke": _routes_revoke,
-    "policy.show": _policy_show,
-}
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        _, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.app_state: dict[str, Any] = {LOCAL_UID: uid}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from calnet.crypto.keys import encode_key
 from calnet.errors import CalnetError
 from calnet.model import Prefix
+from calnet.policy.document import PolicyError
 from calnet.roles.server.admission import Gate
 from calnet.roles.server.connection import CLOSE_TRY_LATER, Connection, in_prefixes
 from calnet.roles.server.proxy import ForwardedHeaders
@@ -28,8 +30,17 @@ log = logging.getLogger(__name__)
 Serve = Callable[[Connection], Awaitable[None]]
 
 
-def build_app(*, control_key: bytes, serve_control: Serve, serve_relay: Serve, ready: Callable[[], bool], gate: Gate, trusted: tuple[Prefix, ...]) -> ASGIApp:
-    """The ASGI application. `serve_…` run an accepted WebSocket to its end; `ready` says whether the server takes sessions."""
+def build_app(
+    *,
+    control_key: bytes,
+    serve_control: Serve,
+    serve_relay: Serve,
+    ready: Callable[[], bool],
+    gate: Gate,
+    trusted: tuple[Prefix, ...],
+    more: Sequence[BaseRoute] = (),
+) -> ASGIApp:
+    """The ASGI application. `serve_…` run an accepted WebSocket to its end; `ready` says whether the server takes sessions; `more` are REST's routes."""
 
     async def readyz(_: Request) -> Response:
         return PlainTextResponse("ready\n") if ready() else problem(503, "the server is starting or stopping")
@@ -45,6 +56,7 @@ def build_app(*, control_key: bytes, serve_control: Serve, serve_relay: Serve, r
         Route("/relay", _websocket_needed),
         WebSocketRoute("/control/ws", _Socket(serve_control, gate, trusted)),
         WebSocketRoute("/relay", _Socket(serve_relay, gate, trusted)),
+        *more,
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error, CalnetError: _calnet_error, Exception: _internal_error}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
@@ -94,7 +106,12 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 
 
 async def _calnet_error(_: Request, error: CalnetError) -> Response:
-    return problem(error.http_status, str(error), code=error.code)
+    answer = problem(error.http_status, str(error), code=error.code)
+    if error.http_status == 401:
+        answer.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, PolicyError):
+        answer = problem(error.http_status, str(error), code=error.code, problems=[asdict(one) for one in error.problems])
+    return answer
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import NotFoundError, StaleError
-from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Prefix, Relay
+from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Prefix, Relay, UserId
 from calnet.roles.server import founding, nodes, once, registration, tokens
 from calnet.roles.server.actors import BY_SYSTEM, SYSTEM, Actor, Terms
 from calnet.roles.server.audit import Deed, audit_of
@@ -34,6 +34,7 @@ Result = TypeVar("Result")
 Clock = Callable[[], float]
 Listener = Callable[[Changed], None]
 AuditListener = Callable[[Sequence[AuditRecord]], None]
+PresenceListener = Callable[[NodeId, bool], None]
 
 
 class Registry(Management):
@@ -64,6 +65,7 @@ class Registry(Management):
         self._deadline_known = False
         self._listeners: list[Listener] = []
         self._audit_listeners: list[AuditListener] = []
+        self._presence_listeners: list[PresenceListener] = []
         self._audited_to = commit.audit
         self._presence: dict[NodeId, Presence] = {}
         self._netmaps = Netmaps(self.prefixes, first_version=int(self._started * 1000))
@@ -85,6 +87,19 @@ class Registry(Management):
         """Call `listener` with each durable commit's audit records, other servers' too, on the writer's thread. The call that ends it."""
         self._audit_listeners.append(listener)
         return lambda: self._audit_listeners.remove(listener)
+
+    def subscribe_presence(self, listener: PresenceListener) -> None:
+        """Call `listener` with each node that comes (True) or goes, on whichever thread said so."""
+        self._presence_listeners.append(listener)
+
+    def audit_records(self, *, after: int, limit: int) -> Sequence[AuditRecord]:
+        """The audit records behind `after`, the oldest first."""
+        return self._store.audit(after=after, limit=limit)
+
+    def name_and_owner(self, node: NodeId) -> tuple[str, UserId | None]:
+        """A node's name and owner; empty for one that is gone."""
+        record = self._state.nodes.get(node)
+        return ("", None) if record is None else (record.name, record.user)
 
     # --- machines
 
@@ -231,10 +246,14 @@ class Registry(Management):
         with self._lock:
             if node not in self._state.nodes:
                 return
-            self._presence[node] = change(self._presence.get(node, Presence()))
+            before = self._presence.get(node, Presence())
+            after = self._presence[node] = change(before)
             touched, _ = self._netmaps.refresh((node,), self._state, self._presence, now)
             self._draw_nearer((node,))
         self._tell(Changed(frozenset(touched), frozenset()))
+        if before.online != after.online:
+            for listener in self._presence_listeners:
+                listener(node, after.online)
 
     def _published(self, before: Snapshot, after: Snapshot, changes: Sequence[Change]) -> None:
         """A batch is durable: readers see it from here on."""

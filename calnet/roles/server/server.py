@@ -15,19 +15,20 @@ import uvicorn
 
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import CalnetError, ConfigError
-from calnet.host.local_socket import LocalServer, serve_local
-from calnet.roles.server.admin import AdminHandler
+from calnet.roles.server.admin import AdminSocket
 from calnet.roles.server.admission import Gate
 from calnet.roles.server.app import build_app
 from calnet.roles.server.connection import in_prefixes
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.control_session import serve_control
 from calnet.roles.server.durable import durable
+from calnet.roles.server.figures import figures
 from calnet.roles.server.listeners import tcp_listener, udp_socket
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.relay_hub import RelayHub
 from calnet.roles.server.relay_session import serve_relay
-from calnet.roles.server.settings import ServerSettings
+from calnet.roles.server.rest.api import Api
+from calnet.roles.server.settings import ServerSettings, parse_url
 from calnet.roles.server.standing import Changed
 from calnet.roles.server.stun_service import StunService
 from calnet.roles.server.timing import Timing
@@ -79,7 +80,14 @@ class CalnetServer:
         self._tls_listener: TlsListener | None = None
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
-        self._admin: LocalServer | None = None
+        self._admin: AdminSocket | None = None
+        self._api = Api(
+            registry,
+            clock=self._loop.time,
+            random=random,
+            relays=lambda: [{"url": settings_relay(self), "connected": len(self.relay)}],
+            metrics=lambda: figures(registry, self.control, self.relay),
+        )
 
     @classmethod
     async def start(
@@ -123,6 +131,7 @@ class CalnetServer:
     def drain(self) -> None:
         """Say so where a balancer asks (`/readyz`), tell every session that the server stops, and admit no new one."""
         self._accepting = False
+        self._api.close()
         self.control.close()
         self.relay.close()
 
@@ -163,13 +172,13 @@ class CalnetServer:
                 self._tls = tls_context(self.settings.tls_cert, self.settings.tls_key)
         self._uvicorn = _Uvicorn(self._uvicorn_config())
         self.registry.subscribe(self._changed_on_any_thread)
-        self._admin = await serve_local(self.settings.state_dir / "admin.sock", AdminHandler(self.registry), mode=0o600)
         self._serving = self._loop.create_task(self._uvicorn.serve(sockets=[] if self._tls is not None else [self._listener]))
         while not self._uvicorn.started:
             if self._serving.done():
                 self._serving.result()
                 raise CalnetError("the HTTP server did not start")
             await asyncio.sleep(0.005)
+        self._admin = await AdminSocket.open(self.settings.state_dir / "admin.sock", self._uvicorn.config, self._uvicorn.server_state, self._gate)
         if self._tls is not None:
             self._tls_listener = self._listen_for_tls(self._uvicorn, self._tls)
         self._timer = self._loop.create_task(self._housekeep())
@@ -184,6 +193,7 @@ class CalnetServer:
             ready=lambda: self._accepting,
             gate=self._gate,
             trusted=trusted,
+            more=self._api.routes(),
         )
         config = uvicorn.Config(
             app,
@@ -249,6 +259,11 @@ class CalnetServer:
             async with asyncio.timeout(1.0):
                 while len(self.control) or len(self.relay):
                     await asyncio.sleep(0.01)
+
+
+def settings_relay(server: CalnetServer) -> str:
+    """The relay's URL, as far as the server knows it."""
+    return parse_url(server.url).relay
 
 
 @contextlib.contextmanager
