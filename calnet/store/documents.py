@@ -159,7 +159,7 @@ class DocumentStore:
         )
 
     def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
-        """Hold these instead of all that is held, audit log included, in one commit: to restore an archive. Other servers on the store have to load anew."""
+        """Hold these instead of all that is held; see Store."""
         self._check_open()
         return self._engine.write(lambda transaction: self._replace(transaction, records, audit))
 

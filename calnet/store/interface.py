@@ -233,6 +233,9 @@ class Store(Protocol):
         name or identity; a node's name, control key, node key (now or previous), discovery key, approval code, each overlay address. A value given up in
         a commit is free in it."""
 
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
+        """Hold these instead of all that is held, audit log included, in one commit: to restore an archive. Who follows by `changes_since` has to load anew."""
+
     def changes_since(self, version: int) -> tuple[Commit, Sequence[Change]]:
         """What later commits (by anybody) put or deleted, each record once as it is now. StateError where the log no longer reaches back to `version`."""
 

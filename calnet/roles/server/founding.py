@@ -79,5 +79,5 @@ def control_key_of(state: Snapshot) -> PrivateKey:
     """The server's control key; StateError where the store's is damaged."""
     try:
         return PrivateKey(state.settings[CONTROL_KEY])
-    except InvalidError as error:
+    except (KeyError, InvalidError) as error:
         raise StateError("the store is damaged (the server's control key does not parse): restore it from a backup") from error

@@ -17,7 +17,7 @@ from ipaddress import IPv4Network
 from typing import TypeVar
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
-from calnet.errors import NotFoundError, StaleError
+from calnet.errors import ConflictError, NotFoundError, StaleError
 from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Prefix, Relay, UserId
 from calnet.roles.server import founding, nodes, once, registration, tokens
 from calnet.roles.server.actors import BY_SYSTEM, SYSTEM, Actor, Terms
@@ -28,6 +28,7 @@ from calnet.roles.server.policies import engine_of
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import Changed, NodeState, RegisterRequest, Standing
 from calnet.roles.server.writer import Plan, Writer
+from calnet.store.archive import Archive, write_archive
 from calnet.store.interface import AuditRecord, Change, Commit, NodeRecord, Put, Store, UserRecord, key_of
 
 Result = TypeVar("Result")
@@ -100,6 +101,28 @@ class Registry(Management):
         """A node's name and owner; empty for one that is gone."""
         record = self._state.nodes.get(node)
         return ("", None) if record is None else (record.name, record.user)
+
+    def backup(self) -> bytes:
+        """An archive of all that the store holds, as of one moment. It holds the server's private key."""
+        return write_archive(self._store, self._clock())
+
+    def restore(self, archive: Archive, action: str, by: Actor) -> Future[bool]:
+        """Hold what the archive holds instead of what is held. Whether the server has to be started again, as it has another key or overlay now.
+
+        With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first.
+        """
+        state = self._state
+        if action == "server.import" and (state.nodes or state.keys or len(state.users) > 1):
+            raise ConflictError("an import goes into a server without nodes, keys and users: `restore` replaces what is there")
+        other = Snapshot()
+        other.load(archive.records)
+        same = all(state.settings.get(name) == other.settings.get(name) for name in (founding.CONTROL_KEY, founding.PREFIX_V4, founding.PREFIX_V6))
+        founding.control_key_of(other)
+        last = max((record.seq for record in archive.audit), default=0)
+        deed = AuditRecord(self._clock(), by.kind, by.id, by.name, by.source, action, (), last + 1)
+        self._store.replace(archive.records, (*archive.audit, deed))
+        self._writer.catch_up()
+        return self._writer.submit(lambda _: ([], not same))
 
     # --- machines
 

@@ -17,6 +17,7 @@ from calnet.roles.server.rest.authentication import Authentication, Authenticato
 from calnet.roles.server.rest.docs_page import CONTENT_SECURITY_POLICY, page
 from calnet.roles.server.rest.events import Events
 from calnet.roles.server.rest.handlers import Handlers, Relays, operations
+from calnet.roles.server.rest.local import LocalOperations
 from calnet.roles.server.rest.metrics import Metric, rendered
 from calnet.roles.server.rest.openapi import document
 from calnet.roles.server.rest.serving import PREFIX, SECURITY_HEADERS, Rest
@@ -40,6 +41,7 @@ class Api:
         self._rest = Rest(registry, self.authentication, random)
         self._operations = operations(Handlers(registry, relays))
         self._metrics = metrics
+        self._local = LocalOperations(registry, self.authentication.principal)
         self._events = Events(registry, lambda request: self._rest.authorised(request, "events", "read", lambda _: True), asyncio.get_running_loop())
         described = document(self._operations, PREFIX)
         self._document = msgspec.json.encode(described)
@@ -57,6 +59,7 @@ class Api:
             Route(f"{PREFIX}/openapi.json", self._show_document, methods=["GET"]),
             Route("/api/docs", self._show_page, methods=["GET"]),
             Route("/metrics", self._show_metrics, methods=["GET"]),
+            *self._local.routes(),
         ]
 
     async def _show_document(self, _: Request) -> Response:
