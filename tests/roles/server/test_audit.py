@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,7 +82,8 @@ def test_presence_and_what_changes_nothing_are_not_audited(office: Office) -> No
 
 def test_refused_change_is_not_audited(office: Office) -> None:
     before = _last(office)["seq"]
-    for future in (office.registry.create_user("admin"), office.registry.create_user("-"), office.registry.delete_user("admin")):
+    futures: list[Future[Any]] = [office.registry.create_user("admin"), office.registry.create_user("-"), office.registry.delete_user("admin")]
+    for future in futures:
         with pytest.raises(CalnetError):
             done(future)
     assert _last(office)["seq"] == before

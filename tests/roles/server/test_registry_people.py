@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +81,9 @@ def test_change_on_a_user_that_changed_meanwhile_is_stale(office: Office) -> Non
     etag = done(office.registry.create_user("bob"))["etag"]
     after = done(office.registry.update_user("bob", UserWish(role="auditor"), terms=Terms(expect=etag)))["etag"]
     assert after != etag
-    for future in (office.registry.rename_user("bob", "rob", terms=Terms(expect=etag)), office.registry.delete_user("bob", terms=Terms(expect=etag))):
+    terms = Terms(expect=etag)
+    futures: list[Future[Any]] = [office.registry.rename_user("bob", "rob", terms=terms), office.registry.delete_user("bob", terms=terms)]
+    for future in futures:
         with pytest.raises(StaleError):
             done(future)
     assert office.registry.user("bob")["etag"] == after

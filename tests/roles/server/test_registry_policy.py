@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def test_policy_that_does_not_compile_or_fails_its_tests_is_refused_whole_and_th
 def test_two_admins_do_not_overwrite_each_others_policy(office: Office) -> None:
     seen = office.registry.policy()["etag"]
     after = done(office.registry.set_policy(WEB, terms=Terms(expect=seen)))["etag"]
-    for future in (office.registry.set_policy("{}", terms=Terms(expect=seen)), office.registry.reset_policy(terms=Terms(expect=seen))):
+    futures: list[Future[Any]] = [office.registry.set_policy("{}", terms=Terms(expect=seen)), office.registry.reset_policy(terms=Terms(expect=seen))]
+    for future in futures:
         with pytest.raises(StaleError):
             done(future)
     done(office.registry.reset_policy(terms=Terms(expect=after)))
@@ -178,10 +180,10 @@ def test_tag_is_given_by_its_owners_and_admins(office: Office, name: str, role: 
     office.join("node", user=name)
     for future in (office.registry.create_key(user=name, tags=(tag,), terms=terms), office.registry.tag_node("node", (tag,), terms=terms)):
         if allowed:
-            done(future)  # type: ignore[arg-type]
+            done(future)
         else:
             with pytest.raises(ForbiddenError, match=f"owner of {tag}"):
-                done(future)  # type: ignore[arg-type]
+                done(future)
     assert office.registry.node("node")["tags"] == ([tag] if allowed else [])
 
 

@@ -145,7 +145,7 @@ def test_token_or_key_in_anothers_name_takes_who_may_manage_it(office: Office, r
     doer = _user(office, "doer", role)
     _user(office, "other", target)
     own = [office.registry.create_token(TokenWish("doer", "x"), terms=doer), office.registry.create_key(user="doer", terms=doer)]
-    assert all("id" in done(future) for future in own)  # type: ignore[attr-defined]
+    assert all("id" in done(future) for future in own)
     for future in (office.registry.create_token(TokenWish("other", "x"), terms=doer), office.registry.create_key(user="other", terms=doer)):
         if allowed:
             done(future)

@@ -1,0 +1,212 @@
+"""Several servers on one store: each follows the others' commits, plans anew what was decided on an older state, and shows exactly what the store holds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from calnet.errors import ConflictError, ForbiddenError, StaleError
+from calnet.model import UserId
+from calnet.roles.server.actors import Actor, Terms
+from calnet.roles.server.registry import Registry
+from calnet.roles.server.standing import Changed, NodeState
+from calnet.roles.server.tokens import TokenWish
+from calnet.roles.server.users import UserWish
+from calnet.store.interface import AuditRecord, Store
+from calnet.store.opening import open_store
+from tests.roles.server.registries import START, Machine, done
+from tests.roles.server.shared_store import SharedStore
+
+
+class Servers:
+    """Registries on one store, with one clock."""
+
+    def __init__(self, store: Store, count: int) -> None:
+        self.now = START
+        self.random = Random(1)
+        self.store = store
+        self.sides: list[SharedStore] = []
+        self.told: list[list[Changed]] = [[] for _ in range(count)]
+        lock = threading.RLock()
+        self.all = [Registry(SharedStore(store, self.sides, lock), clock=lambda: self.now, random=self.random.randbytes) for _ in range(count)]
+        for registry, told in zip(self.all, self.told, strict=True):
+            registry.subscribe(told.append)
+
+    def settle(self) -> None:
+        """Wait until each has taken in what it heard of."""
+        for registry in self.all:
+            done(registry.housekeeping())
+
+    def view(self, number: int) -> list[object]:
+        registry = self.all[number]
+        rows: list[Callable[[], object]] = [
+            registry.users,
+            registry.keys,
+            registry.nodes,
+            registry.tokens,
+            registry.sessions,
+            registry.policy,
+            registry.settings,
+        ]
+        return [read() for read in rows]
+
+    def machine(self, name: str = "host") -> Machine:
+        return Machine(self.random, name)
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    store = open_store("kv", tmp_path / "state")
+    made = Servers(store, 2)
+    yield made
+    for registry in made.all:
+        registry.close()
+    store.close()
+
+
+def test_second_server_finds_what_the_first_made_and_makes_nothing_of_its_own(servers: Servers) -> None:
+    first, second = servers.all
+    assert first.control_key.secret_bytes() == second.control_key.secret_bytes()
+    assert first.prefixes == second.prefixes
+    assert len(first.audit()) == 1
+
+
+def test_change_on_one_server_is_published_on_the_other_with_all_that_follows(servers: Servers) -> None:
+    first, second = servers.all
+    heard: list[AuditRecord] = []
+    second.subscribe_audit(heard.extend)
+    key = done(first.create_key(reusable=True))["key"]
+    nodes = [done(first.register(servers.machine().request(key))).node for _ in range(2)]
+    servers.settle()
+    assert servers.view(0) == servers.view(1)
+    node, other = (node for node in nodes if node is not None)
+    assert [peer.id for peer in second.netmap(node).peers] == [other]
+    servers.told[1].clear()
+    done(first.disable_node(str(node)))
+    servers.settle()
+    assert second.standing_of(node).state is NodeState.DISABLED
+    assert [changed for changed in servers.told[1] if changed.urgent and node in changed.standings and other in changed.netmaps]
+    done(first.set_policy("{}"))
+    servers.settle()
+    assert second.policy() == first.policy()
+    assert second.netmap(other).peers == ()
+    assert [record.action for record in heard] == ["keys.create", "nodes.register", "nodes.register", "nodes.disable", "policy.set"]
+
+
+def test_plan_decided_on_an_older_state_is_decided_anew(servers: Servers) -> None:
+    first, second = servers.all
+    key = done(first.create_key())["key"]
+    servers.settle()
+    servers.sides[1].deaf = True
+    done(first.create_user("bob"))
+    done(first.register(servers.machine().request(key)))
+    with pytest.raises(ConflictError, match="there is a user bob"):
+        done(second.create_user("bob"))  # refused on the state it knows, or on the newest: never made twice
+    with pytest.raises(ForbiddenError, match="has been used"):
+        done(second.register(servers.machine().request(key)))
+    made = done(second.create_user("carol"))
+    servers.settle()
+    assert (made["id"], len(first.users()), len(first.nodes())) == (3, 3, 1)
+
+
+def test_etag_seen_on_one_server_holds_on_the_other_until_the_change(servers: Servers) -> None:
+    first, second = servers.all
+    etag = first.user("admin")["etag"]
+    done(second.rename_user("admin", "root", terms=Terms(expect=etag)))
+    servers.settle()
+    with pytest.raises(StaleError):
+        done(first.rename_user("1", "boss", terms=Terms(expect=etag)))
+
+
+def test_role_taken_on_one_server_is_gone_on_the_other_that_did_not_hear_of_it(servers: Servers) -> None:
+    first, second = servers.all
+    row = done(first.create_user("mallory", role="admin"))
+    token = done(first.create_token(TokenWish("mallory", "x")))["token"]
+    servers.settle()
+    servers.sides[1].deaf = True
+    mallory = Terms(Actor("user", user=UserId(row["id"])))
+    done(first.update_user("mallory", UserWish(role="user")))
+    with pytest.raises(ForbiddenError):
+        done(second.create_user("friend", role="admin", terms=mallory))
+    assert second.principal_of_token(token, "").role == "user"
+    assert len(first.users()) == 2
+
+
+def test_server_that_was_away_longer_than_the_log_reaches_compares_everything(servers: Servers) -> None:
+    first, second = servers.all
+    done(first.create_user("gone"))
+    servers.settle()
+    servers.sides[1].deaf = servers.sides[1].forgetful = True
+    key = done(first.create_key(reusable=True))["key"]
+    for _ in range(3):
+        done(first.register(servers.machine().request(key)))
+    done(first.delete_node("2"))
+    done(first.delete_user("gone"))
+    done(second.create_user("late"))
+    servers.settle()
+    assert servers.view(0) == servers.view(1)
+    assert {row["name"] for row in second.users()} == {"admin", "late"}
+
+
+def test_restored_store_is_what_every_server_shows(servers: Servers) -> None:
+    first, second = servers.all
+    done(first.create_user("bob"))
+    servers.settle()
+    before, log = servers.view(0), first.audit()
+    records, audit = servers.store.load()[1], servers.store.audit(limit=1000)
+    done(first.register(servers.machine().request(done(first.create_key())["key"])))
+    done(second.create_user("carol"))
+    servers.settle()
+    servers.sides[0].replace(records, audit)
+    servers.settle()
+    done(second.create_user("dave"))
+    servers.settle()
+    assert servers.view(0) == servers.view(1)
+    assert {row["name"] for row in first.users()} == {"admin", "bob", "dave"}
+    assert first.audit()[1:] == second.audit()[1:] == log
+    assert servers.view(0)[1:] == before[1:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_servers_under_parallel_load_agree_with_each_other_and_with_the_store(tmp_path: Path, seed: int) -> None:
+    store = open_store("kv", tmp_path / "state")
+    servers = Servers(store, 3)
+    key = done(servers.all[0].create_key(reusable=True))["key"]
+    single = [done(servers.all[0].create_key())["key"] for _ in range(4)]
+    servers.settle()
+    requests = [servers.machine(f"m{number % 7}").request(random_key) for number in range(60) for random_key in [key]]
+    contested = [(servers.machine("x").request(one), number) for one in single for number in range(9)]
+
+    def register(job: tuple[object, int]) -> bool:
+        request, number = job
+        try:
+            return done(servers.all[number % 3].register(request)).state is NodeState.ACTIVE  # type: ignore[arg-type]
+        except ForbiddenError:
+            return False
+
+    jobs = [*((request, number) for number, request in enumerate(requests)), *contested]
+    Random(seed).shuffle(jobs)
+    with ThreadPoolExecutor(24) as pool:
+        admitted = list(pool.map(register, jobs))
+    servers.settle()
+    assert sum(admitted) == 64
+    assert servers.view(0) == servers.view(1) == servers.view(2)
+    rows = servers.all[0].nodes()
+    addresses = [address for row in rows for address in row["addresses"]]
+    assert len(rows) == len({row["name"] for row in rows}) == 64
+    assert len(set(addresses)) == 128
+    assert sum(side.stale for side in servers.sides) > 0
+    seqs = [row["seq"] for row in servers.all[0].audit(limit=1000, newest_first=False)]
+    assert seqs == list(range(1, len(seqs) + 1))
+    before = servers.view(0)
+    for registry in servers.all:
+        registry.close()
+    fresh = Registry(store, clock=lambda: servers.now, random=servers.random.randbytes)
+    servers.all[0] = fresh
+    assert servers.view(0) == before
+    fresh.close()
