@@ -1,4 +1,4 @@
-"""The words of `admin`: nouns, verbs, and the operation of the admin socket that each stands for."""
+"""The words of `admin`: nouns, verbs, and the operation (admin_verbs.py) that each stands for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     Add = Callable[[Parser], None]
 
 
-def _connection(parser: Parser) -> None:
+TOKEN_HELP = (
+    "API token for --server: file:PATH, - (a line of stdin), or the token itself; careful: other users then see it in the list of processes, "
+    "and it stays in the shell's history"
+)
+
+
+def add_connection(parser: Parser) -> None:
+    """Which server, and how it is reached."""
     parser.value("--socket", str, "the server's admin socket", metavar="PATH", shown="admin.sock in the state directory")
     parser.value("--state-dir", str, "the server's state directory", metavar="DIR", default=SERVER_STATE)
+    parser.value("--server", values.url, "a server elsewhere, by its URL", metavar="URL", shown="the one on this machine")
+    parser.value("--token", str, TOKEN_HELP, metavar="TOKEN", environment=False)
 
 
 def _none(_parser: Parser) -> None:
@@ -76,10 +85,71 @@ def _key_id(parser: Parser) -> None:
     parser.word("id", values.word, "as `keys list` shows it", metavar="ID")
 
 
+def _new_user(parser: Parser) -> None:
+    _name(parser)
+    parser.value("--role", values.role, "what the user may do", metavar="ROLE", shown="user", environment=False)
+
+
+def _user_role(parser: Parser) -> None:
+    _user(parser)
+    parser.word("role", values.role, "owner, admin, auditor or user", metavar="ROLE")
+
+
+def _file(parser: Parser) -> None:
+    parser.word("file", str, "the policy file; - for stdin", metavar="FILE")
+
+
+def _policy_file(parser: Parser) -> None:
+    _file(parser)
+    parser.value("--etag", values.word, "refuse if the policy in force is no longer the one with this etag", metavar="ETAG", environment=False)
+
+
+def _maybe_file(parser: Parser) -> None:
+    parser.word("file", str, "the policy file instead of the policy in force", metavar="FILE", many="?")
+
+
+def _token(parser: Parser) -> None:
+    parser.word("name", values.word, "what it is for", metavar="NAME")
+    parser.value("--user", values.word, "on whose rights it acts", metavar="USER", shown="you; admin on the socket", environment=False)
+    parser.values("--scope", values.word, "limit it: read, write, or NOUN:read, NOUN:write; may be given again", metavar="SCOPE")
+    parser.value("--expires", values.duration, "how long it can be used", metavar="TIME", default=90 * 86_400.0, shown="90d", environment=False)
+
+
+def _id(parser: Parser) -> None:
+    parser.word("id", values.word, "as `list` shows it", metavar="ID")
+
+
+def _settings(parser: Parser) -> None:
+    parser.word("values", values.word, "a setting and its value, such as node_key_lifetime_s=90d", metavar="NAME=VALUE", many="+")
+
+
+def _audit(parser: Parser) -> None:
+    parser.value("--limit", values.count, "at most so many", metavar="N", default=100, environment=False)
+    parser.value("--actor", values.word, "those of this user, token or kind of actor", metavar="NAME", environment=False)
+    parser.value("--action", values.word, "those of this action, such as nodes or nodes.rename", metavar="ACTION", environment=False)
+    parser.switch("--follow", "go on with each change as it happens", environment=False)
+
+
+def _time(parser: Parser) -> None:
+    parser.word("time", values.word, "such as 2026-01-31T12:00:00Z", metavar="TIME")
+
+
+def _archive(parser: Parser) -> None:
+    parser.word("file", str, "the archive's file", metavar="FILE")
+
+
+def _restored(parser: Parser) -> None:
+    _archive(parser)
+    parser.switch("--yes", "don't ask", environment=False)
+
+
 USERS: dict[str, tuple[str, Add]] = {
-    "create": ("make a user", _name),
+    "create": ("make a user", _new_user),
     "list": ("list users", _none),
     "rename": ("give a user another name", _user_name),
+    "role": ("give a user another role", _user_role),
+    "suspend": ("shut a user out, with its nodes, tokens and sessions", _user),
+    "resume": ("let a suspended user in again", _user),
     "delete": ("remove a user who owns nothing", _user),
 }
 KEYS: dict[str, tuple[str, Add]] = {
@@ -103,15 +173,53 @@ ROUTES: dict[str, tuple[str, Add]] = {
     "approve": ("let a node route networks for the others", _node_routes),
     "revoke": ("end that", _node_routes),
 }
-POLICY: dict[str, tuple[str, Add]] = {"show": ("print the policy in force", _none)}
-NOUNS = {"users": ("people who own nodes", USERS), "keys": ("pre-auth keys", KEYS), "nodes": ("machines", NODES), "policy": ("who may reach whom", POLICY)}
+POLICY: dict[str, tuple[str, Add]] = {
+    "show": ("print the policy in force", _none),
+    "set": ("put a policy in force", _policy_file),
+    "check": ("say what is wrong with a policy file", _file),
+    "test": ("run a policy's own tests", _maybe_file),
+    "diff": ("say who would gain and lose what under a policy file", _file),
+    "reset": ("go back to the built-in policy", _none),
+}
+TOKENS: dict[str, tuple[str, Add]] = {
+    "create": ("make an API token and print it; it is shown this once", _token),
+    "list": ("list API tokens", _none),
+    "revoke": ("make a token useless", _id),
+}
+SESSIONS: dict[str, tuple[str, Add]] = {"list": ("list browsers that are signed in", _none), "end": ("sign a browser out", _id)}
+SETTINGS: dict[str, tuple[str, Add]] = {"show": ("print the settings", _none), "set": ("change settings", _settings)}
+RELAYS: dict[str, tuple[str, Add]] = {"list": ("list relays", _none)}
+AUDIT: dict[str, tuple[str, Add]] = {
+    "list": ("list changes: who, what, before and after, from where", _audit),
+    "at": ("print the configuration as it was at a time", _time),
+}
+EVENTS: dict[str, tuple[str, Add]] = {"follow": ("print changes, and nodes that come and go, as it happens", _none)}
+NOUNS = {
+    "users": ("people who own nodes", USERS),
+    "keys": ("pre-auth keys", KEYS),
+    "nodes": ("machines", NODES),
+    "policy": ("who may reach whom", POLICY),
+    "tokens": ("API tokens", TOKENS),
+    "sessions": ("browser sessions", SESSIONS),
+    "settings": ("what can be changed while the server runs", SETTINGS),
+    "relays": ("relays", RELAYS),
+    "audit": ("what was changed", AUDIT),
+    "events": ("what happens", EVENTS),
+}
+ARCHIVES: dict[str, tuple[str, Add]] = {
+    "backup": ("write all that the server holds to a file, while it runs", _archive),
+    "restore": ("replace all that the server holds by a backup", _restored),
+    "export": ("write all that the server holds to a file, for another kind of store", _archive),
+    "import": ("take an export into a server that is new", _archive),
+}
 
 
 def add_admin(parser: Parser) -> None:
     """Nouns and verbs as subcommands. The verb's own parser ends up in the namespace as `leaf`, its operation as `op`."""
-    _connection(parser)
+    add_connection(parser)
     add_debug(parser)
     nouns = parser.add_subparsers(dest="noun", metavar="NOUN", required=True, title="nouns")
+    _add_verbs(nouns, "", ARCHIVES, parser.prefix)
     for noun, (summary, verbs) in NOUNS.items():
         below = nouns.add_parser(noun, help=summary, description=f"Manage {summary}.", prefix=parser.prefix)
         actions = below.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
@@ -122,10 +230,11 @@ def add_admin(parser: Parser) -> None:
 
 
 def _add_verbs(actions: _SubParsersAction[Parser], noun: str, verbs: dict[str, tuple[str, Add]], prefix: str) -> None:
+    """`noun` is empty for words that are noun and verb in one."""
     for verb, (summary, add) in verbs.items():
         leaf = actions.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", prefix=prefix)
         add(leaf)
-        _connection(leaf)
+        add_connection(leaf)
         leaf.json()
         add_debug(leaf)
-        leaf.set_defaults(leaf=leaf, op=f"{noun}.{verb}")
+        leaf.set_defaults(leaf=leaf, op=f"{noun}.{verb}" if noun else verb)

@@ -74,7 +74,13 @@ def _server(parser: Parser) -> None:
     parser.value("--state-dir", str, "where keys, store and admin.sock are kept", metavar="DIR", default=SERVER_STATE)
     parser.value("--listen", values.host_port, "where to serve HTTP and WebSocket (TCP)", metavar="HOST:PORT", shown="[::]:8080")
     parser.value("--stun-listen", values.host_port, "where to serve STUN (UDP)", metavar="HOST:PORT", shown="[::]:3478")
-    parser.value("--store", values.store, "kind of store: kv (LMDB) or sqlite", metavar="kv|sqlite", default="kv")
+    parser.value(
+        "--store",
+        values.store,
+        "kind of store: kv (LMDB), sqlite, or a PostgreSQL database, which several servers may share (its password by ?passfile=FILE)",
+        metavar="kv|sqlite|postgresql://…",
+        default="kv",
+    )
     parser.value(
         "--prefix", values.ipv4_prefix, "IPv4 network of the nodes' addresses; a wider one than before is taken over", metavar="CIDR", shown="100.70.0.0/24"
     )
@@ -166,6 +172,16 @@ def _admin(parser: Parser) -> None:
     add_admin(parser)
 
 
+def _can(parser: Parser) -> None:
+    from calnet.roles.cli.admin_parser import add_connection
+
+    parser.word("source", values.word, "node name, address, user or tag", metavar="SRC")
+    parser.word("destination", values.word, "node name, address (also behind a router), user or tag", metavar="DST")
+    parser.word("service", values.word, "tcp/443, udp/53, icmp and the like", metavar="PROTO/PORT|icmp")
+    add_connection(parser)
+    parser.json()
+
+
 def _demo(parser: Parser) -> None:
     parser.json()
 
@@ -246,10 +262,24 @@ COMMANDS: dict[str, Command] = {
         Command(
             "admin",
             MANAGE,
-            "manage users, keys and nodes",
+            "manage users, nodes, keys, policy, tokens, and the rest of the server",
             "calnet.roles.cli.admin_commands:admin",
             _admin,
-            examples=("admin keys create --reusable --expires 24h", "admin nodes list"),
+            examples=(
+                "admin keys create --reusable --expires 24h",
+                "admin nodes list",
+                "admin policy check policy.hujson",
+                "admin nodes list --server https://calnet.example.org --token file:t",
+            ),
+            prefix="CALNET_SERVER_",
+        ),
+        Command(
+            "can",
+            MANAGE,
+            "say whether policy lets one reach another, and why",
+            "calnet.roles.cli.admin_commands:can",
+            _can,
+            examples=("can alice bob tcp/22", "can alice@ tag:web tcp/443", "can 100.70.0.2 192.168.1.7 icmp"),
             prefix="CALNET_SERVER_",
         ),
         Command(

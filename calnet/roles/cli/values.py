@@ -86,9 +86,16 @@ def url(text: str) -> str:
 
 
 def store(text: str) -> str:
-    """The kind of store."""
-    if text not in ("kv", "sqlite"):
-        raise ValueError(f"{text!r}: the stores are kv and sqlite")
+    """The kind of store, or a PostgreSQL database's URL."""
+    if text not in ("kv", "sqlite") and not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError(f"{text.partition('://')[0]!r}: the stores are kv, sqlite, and a database as postgresql://USER@HOST/DATABASE")
+    return text
+
+
+def role(text: str) -> str:
+    """What a user may do."""
+    if text not in ("owner", "admin", "auditor", "user"):
+        raise ValueError(f"{text!r}: the roles are owner, admin, auditor and user")
     return text
 
 
