@@ -315,11 +315,18 @@ class ControlSession:
             case control.Update():
                 self._count_request()
                 await durable(
-                    self._registry.update(self._registered(), hostname=message.hostname, routes=message.routes, os=message.os, version=message.version)
+                    self._registry.update(
+                        self._registered(),
+                        hostname=message.hostname,
+                        routes=message.routes,
+                        os=message.os,
+                        version=message.version,
+                        source=self._connection.host,
+                    )
                 )
                 self._say(control.Done(message.request))
             case control.Logout():
-                await durable(self._registry.logout(self._registered()))
+                await durable(self._registry.logout(self._registered(), self._connection.host))
                 self._say(control.Done(message.request))
             case control.Publish():
                 self._publish(self._active(), parse_endpoints(message.endpoints))
@@ -376,7 +383,8 @@ class ControlSession:
                     version=message.version,
                     routes=message.routes,
                     auth_key=message.auth_key,
-                )
+                ),
+                self._connection.host,
             )
         )
         if standing.node is not None:

@@ -142,7 +142,7 @@ class Registry(Management):
         return node is not None and bool(state.nodes[node].name)
 
     def register(self, request: RegisterRequest, source: str = "") -> Future[Standing]:
-        """Register, log in again or renew the node key. The standing is ACTIVE or PENDING (with the code to approve).
+        """Register, log in again or renew the node key. The standing is ACTIVE or PENDING (with the code to approve). `source` is the address it comes from.
 
         ForbiddenError: the auth key is unknown, expired, revoked or used up, or the node is disabled. ConflictError: another machine holds the node key.
         InvalidError: a small-order key or a route that is no prefix. ExhaustedError: no address is left.
@@ -152,14 +152,22 @@ class Registry(Management):
         return self._writer.submit(lambda state: registration.plan_register(state, request, self._context()), Deed(actor, "nodes.register"))
 
     def update(
-        self, node: NodeId, *, hostname: str | None = None, routes: tuple[str, ...] | None = None, os: str | None = None, version: str | None = None
+        self,
+        node: NodeId,
+        *,
+        hostname: str | None = None,
+        routes: tuple[str, ...] | None = None,
+        os: str | None = None,
+        version: str | None = None,
+        source: str = "",
     ) -> Future[None]:
         """Change what a node says of itself; None leaves a value. InvalidError for a route that is no prefix."""
-        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version), self._deed_of(node, "nodes.update"))
+        deed = self._deed_of(node, "nodes.update", source)
+        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version), deed)
 
-    def logout(self, node: NodeId) -> Future[None]:
+    def logout(self, node: NodeId, source: str = "") -> Future[None]:
         """The node's key expires now; an ephemeral node, and one never admitted, is deleted."""
-        return self._writer.submit(lambda state: registration.plan_logout(state, node, self._clock()), self._deed_of(node, "nodes.logout"))
+        return self._writer.submit(lambda state: registration.plan_logout(state, node, self._clock()), self._deed_of(node, "nodes.logout", source))
 
     def connected(self, node: NodeId, source: bytes = b"") -> None:
         """The node has a control session now, from this source (endpoints.source_network)."""
@@ -250,9 +258,9 @@ class Registry(Management):
             due = nodes.next_deadline(records, self._clock(), self._gone_since)
             self._deadline = min((at for at in (due, self._deadline) if at is not None), default=None)
 
-    def _deed_of(self, node: NodeId, action: str) -> Deed:
+    def _deed_of(self, node: NodeId, action: str, source: str) -> Deed:
         record = self._state.nodes.get(node)
-        return Deed(Actor("node", str(node), "" if record is None else record.name), action)
+        return Deed(Actor("node", str(node), "" if record is None else record.name, source), action)
 
     def _change(self, action: str, plan: Plan[Result], terms: Terms = BY_SYSTEM, etag: Callable[[Snapshot], str] | None = None) -> Future[Result]:
         """Submit a person's change: `etag` says what `terms.expect` has to be."""

@@ -62,8 +62,8 @@ def test_machine_is_the_actor_of_what_it_does_itself(office: Office) -> None:
     assert {change["kind"] for change in row["changes"]} == {"node", "key"}
     done(office.registry.update(node, os="plan9"))
     assert (_last(office)["action"], _last(office)["actor"]["id"]) == ("nodes.update", str(node))
-    done(office.registry.logout(node))
-    assert _last(office)["action"] == "nodes.logout"
+    done(office.registry.logout(node, "192.0.2.9"))
+    assert (_last(office)["action"], _last(office)["actor"]["source"]) == ("nodes.logout", "192.0.2.9")
 
 
 def test_presence_and_what_changes_nothing_are_not_audited(office: Office) -> None:
