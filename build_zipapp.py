@@ -48,6 +48,7 @@ STORED = (
 
 NOT_BUNDLED = {
     "pycparser": "only for parsing C declarations, which the compiled modules don't do",
+    "psycopg-binary": "brings 9 MB of shared libraries, OpenSSL and Kerberos among them: psycopg uses the system's libpq, where PostgreSQL is the store",
 }
 TRIMMED = {
     "cffi/": "the compiled modules need _cffi_backend alone",
@@ -79,6 +80,12 @@ TRIMMED = {
     "pyroute2/ndb/": "not used",
     "pyroute2/ipdb/": "not used",
     "pyroute2/nslink/": "not used",
+    "psycopg/_dns.py": "needs dnspython",
+    "psycopg/types/shapely.py": "needs Shapely",
+    "ecdsa/test_": "tests",
+    "httpx/_main.py": "a tool",
+    "segno/cli.py": "a tool",
+    "rsa/cli.py": "a tool",
 }
 REPLACED = {"pyroute2/__init__.py": b'"""Empty: the real one imports all of pyroute2, which costs 245 ms. Import pyroute2.iproute and the like."""\n'}
 SHOWN_AS = "calnet.pyz"

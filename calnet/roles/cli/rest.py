@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import ssl
+from contextlib import contextmanager
 from urllib.parse import quote, urlencode, urlsplit
 
 from calnet.errors import CalnetError, NotPermittedError, TimedOutError, UnreachableError, by_code
@@ -97,23 +98,32 @@ class Rest:
             raise CalnetError(f"{self.where} did not answer as a Calnet server; is it one?") from None
         return document if isinstance(document, dict) else {}
 
-    def _answer(self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float = TIMEOUT_S) -> http.client.HTTPResponse:
+    @contextmanager
+    def _answer(self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float = TIMEOUT_S) -> Iterator[http.client.HTTPResponse]:
         connection = self._connection()
+        try:
+            answer = self._asked(connection, method, path, body, headers, timeout_s)
+            with answer:
+                if answer.status >= 300:
+                    raise self._refusal(answer)
+                yield answer
+        finally:
+            connection.close()
+
+    def _asked(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> http.client.HTTPResponse:
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
             connection.request(method, self._base + path, body, headers | ({"Authorization": f"Bearer {self._token}"} if self._token else {}))
-            answer = connection.getresponse()
+            return connection.getresponse()
         except TimeoutError:
             raise TimedOutError(f"the server at {self.where} gave no answer in time") from None
         except ssl.SSLCertVerificationError as error:
             raise UnreachableError(f"the certificate of {self.where} is not to be trusted: {error.verify_message}") from None
         except (OSError, http.client.HTTPException) as error:
             raise self._nobody_there(error) from None
-        if answer.status >= 300:
-            with answer:
-                raise self._refusal(answer)
-        return answer
 
     def _connection(self) -> http.client.HTTPConnection:
         if self._socket_path:

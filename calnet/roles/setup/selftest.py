@@ -6,6 +6,7 @@ Works in a checkout too, on the packages that are installed there (then without 
 from __future__ import annotations
 
 import asyncio
+import ctypes.util
 import importlib
 import io
 import os
@@ -238,6 +239,10 @@ def _import_all(bundle: Any) -> str:
             asked = (error.name or "").partition(".")[0]
             ours = asked in bundled or asked in sys.stdlib_module_names - ABSENT_HERE or module.startswith("calnet")
             (problems if ours else optional).append(f"{module}: {error}" if ours else f"{module} (for {asked})")
+        except ImportError as error:
+            without = module.partition(".")[0] == "psycopg" or module == "calnet.store.postgres"
+            asks_for_libpq = without and ctypes.util.find_library("pq") is None
+            (optional if asks_for_libpq else problems).append(f"{module} (for libpq5)" if asks_for_libpq else f"{module}: {error}")
         except Exception as error:  # noqa: BLE001 - any failure of an import is the finding
             problems.append(f"{module}: {type(error).__name__}: {error}")
     _need(not problems, "; ".join(problems))

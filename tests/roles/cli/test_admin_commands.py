@@ -1,113 +1,209 @@
-"""`admin`: what each verb asks of the server, and what is printed."""
+"""`admin` and `can` against a whole server, over its socket and by URL and token: what is done, what is printed, how they exit."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from calnet.errors import NotFoundError
-from calnet.roles.cli.admin_parser import KEYS, NODES, NOUNS, POLICY, ROUTES, USERS
-from calnet.roles.server.admin import OPERATIONS
-from tests.roles.cli.daemon import Cli, scripted
+from calnet.roles.cli.admin_parser import ARCHIVES, NOUNS, ROUTES
+from calnet.roles.cli.admin_verbs import VERBS
+from tests.roles.cli.daemon import Cli, Outcome
+from tests.roles.server.registries import Machine, done
+from tests.roles.server.running import Running, running
 
 ROOT = Path(__file__).resolve().parents[3]
+POLICY = """{
+  // the web is for members
+  "tagOwners": {"tag:web": ["autogroup:admin"]},
+  "acls": [{"action": "accept", "src": ["autogroup:member"], "dst": ["tag:web:80"]}],
+  "tests": [{"src": "admin@", "accept": ["tag:web:80"], "deny": ["tag:web:22"]}],
+}
+"""
 
 
-def test_every_verb_is_an_operation_of_the_server_and_every_operation_a_verb() -> None:
-    verbs = {f"users.{verb}" for verb in USERS} | {f"keys.{verb}" for verb in KEYS} | {f"nodes.{verb}" for verb in NODES}
-    verbs |= {f"nodes.routes.{verb}" for verb in ROUTES} | {f"policy.{verb}" for verb in POLICY}
-    assert verbs == set(OPERATIONS)
-    assert set(NOUNS) == {"users", "keys", "nodes", "policy"}
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("server") / "state") as found:
+        yield found
 
 
-@pytest.mark.parametrize(
-    ("words", "op", "args"),
-    [
-        ("users create Bob", "users.create", {"name": "bob"}),
-        ("users rename bob rob", "users.rename", {"user": "bob", "name": "rob"}),
-        ("users delete bob", "users.delete", {"user": "bob"}),
-        ("keys create", "keys.create", {"reusable": False, "ephemeral": False, "expires_s": 86_400.0}),
-        (
-            "keys create --reusable --ephemeral --expires 7d --tag tag:a --tag tag:b --user bob",
-            "keys.create",
-            {"reusable": True, "ephemeral": True, "expires_s": 604_800.0, "tags": ["tag:a", "tag:b"], "user": "bob"},
-        ),
-        ("keys revoke abc", "keys.revoke", {"id": "abc"}),
-        ("nodes show bob", "nodes.show", {"node": "bob"}),
-        ("nodes rename bob rob", "nodes.rename", {"node": "bob", "name": "rob"}),
-        ("nodes tag bob tag:a", "nodes.tag", {"node": "bob", "tags": ["tag:a"]}),
-        ("nodes tag bob", "nodes.tag", {"node": "bob", "tags": []}),
-        ("nodes approve ABCD --user bob", "nodes.approve", {"code_or_node": "ABCD", "user": "bob"}),
-        ("nodes disable bob", "nodes.disable", {"node": "bob"}),
-        ("nodes enable bob", "nodes.enable", {"node": "bob"}),
-        ("nodes expire bob", "nodes.expire", {"node": "bob"}),
-        ("nodes delete bob", "nodes.delete", {"node": "bob"}),
-        ("nodes routes list", "nodes.routes.list", {}),
-        ("nodes routes list bob", "nodes.routes.list", {"node": "bob"}),
-        ("nodes routes approve bob 10.0.0.0/8", "nodes.routes.approve", {"node": "bob", "routes": ["10.0.0.0/8"]}),
-        ("nodes routes revoke bob 10.0.0.0/8", "nodes.routes.revoke", {"node": "bob", "routes": ["10.0.0.0/8"]}),
-    ],
-)
-def test_verb_asks_its_operation_with_what_was_given(cli: Cli, tmp_path: Path, words: str, op: str, args: dict[str, object]) -> None:
-    with scripted(tmp_path, {op: {}}) as server:
-        assert cli("admin", "--socket", str(server.socket), *words.split()).code == 0
-    assert server.asked == [(op, args)]
+class Admin:
+    """`calnet admin …` over the socket."""
+
+    def __init__(self, cli: Cli, server: Running) -> None:
+        self._cli, self._server = cli, server
+
+    def __call__(self, *words: str) -> Outcome:
+        return self._cli("admin", "--socket", str(self._server.socket), *words)
+
+    def json(self, *words: str) -> object:
+        outcome = self(*words, "--json")
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)
+
+    def can(self, *words: str) -> Outcome:
+        return self._cli("can", "--socket", str(self._server.socket), *words)
 
 
-def test_keys_create_prints_the_secret_alone(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"keys.create": {"key": "calnet-abc", "id": "1"}}) as server:
-        assert cli("admin", "--socket", str(server.socket), "keys", "create").out == "calnet-abc\n"
-        assert json.loads(cli("admin", "keys", "create", "--json", "--socket", str(server.socket)).out) == {"key": "calnet-abc", "id": "1"}
+@pytest.fixture
+def admin(cli: Cli, server: Running) -> Admin:
+    return Admin(cli, server)
 
 
-def test_routes_approve_warns_of_a_route_that_is_not_advertised(cli: Cli, tmp_path: Path) -> None:
-    node = {"name": "bob", "routes": {"advertised": ["192.168.1.0/24"], "approved": ["192.168.1.0/24", "192.168.1.0/32"]}}
-    with scripted(tmp_path, {"nodes.routes.approve": node}) as server:
-        words = ("admin", "--socket", str(server.socket), "nodes", "routes", "approve", "bob")
-        told = cli(*words, "192.168.1.0/24", "192.168.1.0")
-        assert (told.code, told.err) == (0, "192.168.1.0/32 is approved, but bob does not advertise it; it does: 192.168.1.0/24\n")
-        assert cli(*words, "192.168.1.0/24").err == ""
+@pytest.fixture
+def node(server: Running) -> Iterator[str]:
+    """A tagged node with a route, admitted; its name."""
+    key = done(server.registry.create_key(tags=("tag:web",)))["key"]
+    standing = done(server.registry.register(Machine(Random(os.urandom(8)), "web").request(key, ("192.168.1.0/24",))))
+    yield str(server.registry.node(str(standing.node))["name"])
+    done(server.registry.delete_node(str(standing.node)))
 
 
-def test_list_is_a_table_and_json_an_array(cli: Cli, tmp_path: Path) -> None:
-    rows = [{"id": 1, "name": "admin", "role": "owner", "created": "2026-01-01T00:00:00Z", "more": "unseen"}]
-    with scripted(tmp_path, {"users.list": rows}) as server:
-        table = cli("admin", "--socket", str(server.socket), "users", "list").out
-        assert table == "ID  NAME   ROLE   CREATED\n1   admin  owner  2026-01-01T00:00:00Z\n"
-        assert json.loads(cli("admin", "--socket", str(server.socket), "users", "list", "--json").out) == rows
+def test_every_verb_has_its_requests_and_every_request_a_verb() -> None:
+    verbs = {f"{noun}.{verb}" for noun, (_, verbs) in NOUNS.items() for verb in verbs} | {f"nodes.routes.{verb}" for verb in ROUTES} | set(ARCHIVES)
+    assert verbs == set(VERBS)
 
 
-def test_empty_list_is_its_heading(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"keys.list": []}) as server:
-        assert cli("admin", "--socket", str(server.socket), "keys", "list").out.startswith("ID  USER")
+def test_user_is_made_listed_renamed_given_a_role_suspended_and_deleted(admin: Admin) -> None:
+    assert admin("users", "create", "Bob", "--role", "auditor") == Outcome(0, "", "user bob: made\n")
+    lines = admin("users", "list").out.splitlines()
+    assert lines[0].split() == ["ID", "NAME", "ROLE", "SUSPENDED", "EMAIL", "CREATED"]
+    assert lines[2].split()[1:4] == ["bob", "auditor", "no"]
+    assert admin("users", "rename", "bob", "rob").code == 0
+    assert admin("users", "role", "rob", "admin").code == 0
+    assert admin("users", "suspend", "rob").err == "user rob: suspended\n"
+    row = next(row for row in admin.json("users", "list") if row["name"] == "rob")  # type: ignore[attr-defined]
+    assert (row["role"], row["suspended"]) == ("admin", True)
+    assert admin("users", "resume", "rob").code == 0
+    assert admin("users", "delete", "rob").code == 0
+    assert "rob" not in admin("users", "list").out
 
 
-def test_show_prints_facts_with_what_is_nested(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"nodes.show": {"name": "bob", "routes": {"advertised": ["10.0.0.0/8"], "approved": []}}}) as server:
-        assert cli("admin", "--socket", str(server.socket), "nodes", "show", "bob").out == "name    bob\nroutes  advertised: 10.0.0.0/8; approved: -\n"
+def test_refusals_have_their_exit_code_and_one_line(admin: Admin) -> None:
+    assert admin("users", "delete", "nobody") == Outcome(1, "", "calnet: no user 'nobody': `calnet.pyz admin users list` shows them\n")
+    assert admin("users", "delete", "admin").code == 1
+    assert admin("users", "create", "x", "--role", "king").code == 2
 
 
-def test_policy_show_prints_its_text(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"policy.show": {"source": "built-in", "text": "one\ntwo\x1b[31m\n"}}) as server:
-        assert cli("admin", "--socket", str(server.socket), "policy", "show").out == "one\ntwo\\x1b[31m\n"
+def test_key_is_printed_alone_and_revoked(admin: Admin) -> None:
+    outcome = admin("keys", "create", "--reusable", "--expires", "7d", "--tag", "tag:a")
+    assert re.fullmatch(r"calnet-[a-z2-7]+\n", outcome.out)
+    assert outcome.err == ""
+    made = admin.json("keys", "create")
+    assert set(made) == {"key", "id"}  # type: ignore[call-overload]
+    assert admin("keys", "revoke", made["id"]).code == 0  # type: ignore[index]
+    (row,) = [row for row in admin.json("keys", "list") if row["id"] == made["id"]]  # type: ignore[attr-defined, index]
+    assert row["valid"] is False
 
 
-def test_socket_is_in_the_state_directory(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"users.list": []}) as server:
-        server.socket.rename(tmp_path / "admin.sock")
-        assert cli("admin", "--state-dir", str(tmp_path), "users", "list").code == 0
-        (tmp_path / "admin.sock").rename(server.socket)
+def test_node_verbs(admin: Admin, node: str) -> None:
+    assert admin("nodes", "rename", node, "shop").code == 0
+    assert admin("nodes", "tag", "shop", "tag:web", "tag:a").code == 0
+    for verb in ("disable", "enable"):
+        assert admin("nodes", verb, "shop").err == f"node shop: {verb}d\n"
+    shown = admin("nodes", "show", "shop").out
+    assert re.search(r"^tags +tag:a, tag:web$", shown, re.MULTILINE)
+    assert re.search(r"^routes +advertised: 192.168.1.0/24; approved: -$", shown, re.MULTILINE)
+    assert admin("nodes", "expire", "shop").code == 0
+    assert admin("nodes", "approve", "shop").code == 0
+    assert admin("nodes", "rename", "shop", node).code == 0
 
 
-def test_error_of_the_server_is_its_exit_code(cli: Cli, tmp_path: Path) -> None:
-    with scripted(tmp_path, {"nodes.delete": NotFoundError("no node 'x'")}) as server:
-        outcome = cli("admin", "--socket", str(server.socket), "nodes", "delete", "x")
-    assert (outcome.code, outcome.err) == (1, "calnet: no node 'x'\n")
+def test_routes_approve_warns_of_a_route_that_is_not_advertised(admin: Admin, node: str) -> None:
+    told = admin("nodes", "routes", "approve", node, "192.168.1.0/24", "192.168.1.0/32")
+    assert told.code == 0
+    assert f"192.168.1.0/32 is approved, but {node} does not advertise it; it does: 192.168.1.0/24" in told.err
+    rows = {row["route"]: row for row in admin.json("nodes", "routes", "list", node)}  # type: ignore[attr-defined]
+    assert rows["192.168.1.0/24"]["primary"] is True
+    assert admin("nodes", "routes", "revoke", node, "192.168.1.0/32").code == 0
+    assert "192.168.1.0/32" not in admin("nodes", "routes", "list").out
+
+
+def test_policy_is_checked_compared_set_tested_asked_and_reset(admin: Admin, node: str, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.hujson", tmp_path / "bad.hujson"
+    good.write_text(POLICY)
+    bad.write_text(POLICY.replace('"src": ["autogroup:member"]', '"src": ["group:none"]'))
+    outcome = admin("policy", "check", str(bad))
+    assert outcome.code == 1
+    assert outcome.out.startswith(f"{bad}:4:41: there is no group:none in groups\n")
+    assert admin("policy", "check", str(good)).out.endswith("all is well, 2 tests passed\n")
+    assert admin.can("admin@", node, "tcp/22").code == 0
+    assert f"- admin@ -> {node}" not in admin("policy", "diff", str(good)).out
+    assert admin("policy", "set", str(bad)).code == 1
+    assert admin("policy", "show").out.startswith("# The built-in policy")
+    assert admin("policy", "set", str(good)).code == 0
+    assert admin("policy", "show").out == POLICY
+    assert admin("policy", "test").code == 0
+    allowed, denied = admin.can("admin@", node, "tcp/80"), admin.can("admin@", "tag:web", "tcp/22")
+    assert (allowed.code, allowed.out.split()[0]) == (0, "allowed")
+    assert "line 4" in allowed.out
+    assert (denied.code, denied.out.split()[0]) == (1, "denied")
+    assert admin.can("nobody", node, "icmp").code == 2
+    assert admin.can("admin@", node, "tcp/99999").code == 2
+    assert admin("policy", "set", str(good), "--etag", "0" * 24).code == 1
+    assert admin("policy", "reset").code == 0
+
+
+def test_token_opens_the_api_by_url_and_not_once_revoked(admin: Admin, cli: Cli, server: Running, tmp_path: Path) -> None:
+    made = admin.json("tokens", "create", "ci", "--scope", "users:read", "--expires", "1h")
+    (tmp_path / "token").write_text(made["token"] + "\n")  # type: ignore[index]
+    (tmp_path / "token").chmod(0o600)
+    remote = ("--server", server.url, "--token", f"file:{tmp_path / 'token'}")
+    assert "admin" in cli("admin", *remote, "users", "list").out
+    refused = cli("admin", *remote, "nodes", "list")
+    assert (refused.code, "nodes:read" in refused.err) == (5, True)
+    assert admin("tokens", "revoke", made["id"]).code == 0  # type: ignore[index]
+    assert cli("admin", *remote, "users", "list").code == 5
+    assert cli("admin", "--server", server.url, "users", "list").code == 2
+    assert cli("admin", "--server", "http://127.0.0.1:1", "--token", "x", "users", "list").code == 3
+
+
+def test_settings_are_shown_as_they_are_set(admin: Admin) -> None:
+    assert admin("settings", "set", "node_key_lifetime_s=90d", "require_approval=true").code == 0
+    assert admin("settings", "show").out == "node_key_lifetime_s=7776000.0\nrequire_approval=yes\n"
+    assert admin("settings", "set", "color=red").code == 1
+    assert admin("settings", "set", "node_key_lifetime_s=180d", "require_approval=false").code == 0
+
+
+def test_audit_names_who_what_before_and_after(admin: Admin) -> None:
+    admin("users", "create", "eve")
+    admin("users", "rename", "eve", "eva")
+    line = admin("audit", "list", "--limit", "1").out
+    assert re.search(r"local root  users.update  user \d+ name: eve -> eva$", line)
+    assert admin("audit", "list", "--action", "keys", "--actor", "nobody").out == ""
+    assert admin("audit", "at", "2001-01-01").out == ""
+    assert "eva" in admin("audit", "at", "2100-01-01").out
+    assert admin("audit", "at", "yesterday").code == 1
+    admin("users", "delete", "eva")
+
+
+def test_backup_is_private_and_restores_what_was(admin: Admin, tmp_path: Path) -> None:
+    file = tmp_path / "backup"
+    admin("users", "create", "before")
+    assert admin("backup", str(file)).code == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    admin("users", "create", "after")
+    assert admin("restore", str(file)).code == 2
+    assert admin("import", str(file)).code == 1
+    assert admin("restore", str(file), "--yes") == Outcome(0, "", "restored\n")
+    names = admin("users", "list").out
+    assert "before" in names
+    assert "after" not in names
+    file.write_bytes(b"not an archive")
+    assert admin("restore", str(file), "--yes").code == 1
+    assert "before" in admin("users", "list").out
+
+
+def test_socket_is_in_the_state_directory(cli: Cli, server: Running) -> None:
+    assert cli("admin", "--state-dir", str(server.socket.parent), "users", "list").code == 0
 
 
 def test_no_server_exits_3_and_says_how_to_name_another(cli: Cli, tmp_path: Path) -> None:
@@ -119,7 +215,7 @@ def test_no_server_exits_3_and_says_how_to_name_another(cli: Cli, tmp_path: Path
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 def test_another_user_exits_5(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o700)
-    modules = "calnet.roles.cli.admin_commands, calnet.roles.cli.show, calnet.roles.cli.admin_parser, importlib, locale, os, sys"
+    modules = "calnet.roles.cli.admin_commands, calnet.roles.cli.admin_verbs, calnet.roles.cli.show, calnet.roles.cli.admin_parser, importlib, locale, os, sys"
     script = f"import {modules}; from calnet.roles.cli.main import run; os.setuid(65534); sys.exit(run(['admin', '--state-dir', sys.argv[1], 'users', 'list']))"
     command = [sys.executable, "-c", script, str(tmp_path / "state")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)

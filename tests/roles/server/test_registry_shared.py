@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -11,14 +11,15 @@ from random import Random
 import pytest
 
 from calnet.errors import ConflictError, ForbiddenError, StaleError
-from calnet.model import UserId
+from calnet.model import NodeId, UserId
 from calnet.roles.server.actors import Actor, Terms
 from calnet.roles.server.registry import Registry
-from calnet.roles.server.standing import Changed, NodeState
+from calnet.roles.server.standing import Changed, NodeState, RegisterRequest
 from calnet.roles.server.tokens import TokenWish
 from calnet.roles.server.users import UserWish
 from calnet.store.interface import AuditRecord, Store
 from calnet.store.opening import open_store
+from tests.postgres import cluster
 from tests.roles.server.registries import START, Machine, done
 from tests.roles.server.shared_store import SharedStore
 
@@ -26,14 +27,16 @@ from tests.roles.server.shared_store import SharedStore
 class Servers:
     """Registries on one store, with one clock."""
 
-    def __init__(self, store: Store, count: int) -> None:
+    def __init__(self, store: Store, count: int, of: Callable[[int], Store] | None = None) -> None:
+        """`of` gives each server a store of its own, where several processes may have one; else they share `store`."""
         self.now = START
         self.random = Random(1)
         self.store = store
         self.sides: list[SharedStore] = []
         self.told: list[list[Changed]] = [[] for _ in range(count)]
         lock = threading.RLock()
-        self.all = [Registry(SharedStore(store, self.sides, lock), clock=lambda: self.now, random=self.random.randbytes) for _ in range(count)]
+        of = of or (lambda _: SharedStore(store, self.sides, lock))
+        self.all = [Registry(of(number), clock=lambda: self.now, random=self.random.randbytes) for number in range(count)]
         for registry, told in zip(self.all, self.told, strict=True):
             registry.subscribe(told.append)
 
@@ -172,41 +175,84 @@ def test_restored_store_is_what_every_server_shows(servers: Servers) -> None:
     assert servers.view(0)[1:] == before[1:]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_servers_under_parallel_load_agree_with_each_other_and_with_the_store(tmp_path: Path, seed: int) -> None:
-    store = open_store("kv", tmp_path / "state")
-    servers = Servers(store, 3)
+def _under_load(servers: Servers, seed: int) -> None:
+    """60 machines with a reusable key and 4 single-use keys that 9 each want, on all servers at once; each admitted once, and no address twice."""
+    count = len(servers.all)
     key = done(servers.all[0].create_key(reusable=True))["key"]
     single = [done(servers.all[0].create_key())["key"] for _ in range(4)]
-    servers.settle()
-    requests = [servers.machine(f"m{number % 7}").request(random_key) for number in range(60) for random_key in [key]]
-    contested = [(servers.machine("x").request(one), number) for one in single for number in range(9)]
+    jobs = [(servers.machine(f"m{number % 7}").request(key), number % count) for number in range(60)]
+    jobs += [(servers.machine("x").request(one), number % count) for one in single for number in range(9)]
+    Random(seed).shuffle(jobs)
 
-    def register(job: tuple[object, int]) -> bool:
-        request, number = job
+    def register(job: tuple[RegisterRequest, int]) -> bool:
         try:
-            return done(servers.all[number % 3].register(request)).state is NodeState.ACTIVE  # type: ignore[arg-type]
+            return done(servers.all[job[1]].register(job[0])).state is NodeState.ACTIVE
         except ForbiddenError:
             return False
 
-    jobs = [*((request, number) for number, request in enumerate(requests)), *contested]
-    Random(seed).shuffle(jobs)
     with ThreadPoolExecutor(24) as pool:
         admitted = list(pool.map(register, jobs))
-    servers.settle()
     assert sum(admitted) == 64
-    assert servers.view(0) == servers.view(1) == servers.view(2)
+
+
+def _check_agreement(servers: Servers) -> None:
+    views = [servers.view(number) for number in range(len(servers.all))]
+    assert all(view == views[0] for view in views)
     rows = servers.all[0].nodes()
     addresses = [address for row in rows for address in row["addresses"]]
     assert len(rows) == len({row["name"] for row in rows}) == 64
     assert len(set(addresses)) == 128
-    assert sum(side.stale for side in servers.sides) > 0
     seqs = [row["seq"] for row in servers.all[0].audit(limit=1000, newest_first=False)]
     assert seqs == list(range(1, len(seqs) + 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_servers_under_parallel_load_agree_with_each_other_and_with_the_store(tmp_path: Path, seed: int) -> None:
+    store = open_store("kv", tmp_path / "state")
+    servers = Servers(store, 3)
+    _under_load(servers, seed)
+    servers.settle()
+    _check_agreement(servers)
+    assert sum(side.stale for side in servers.sides) > 0
     before = servers.view(0)
     for registry in servers.all:
         registry.close()
-    fresh = Registry(store, clock=lambda: servers.now, random=servers.random.randbytes)
-    servers.all[0] = fresh
+    servers.all[0] = Registry(store, clock=lambda: servers.now, random=servers.random.randbytes)
     assert servers.view(0) == before
-    fresh.close()
+    servers.all[0].close()
+    store.close()
+
+
+class Heard:
+    """Up to which audit record each server has heard of what was committed."""
+
+    def __init__(self, registries: list[Registry]) -> None:
+        self._change = threading.Condition()
+        self._seqs = [0] * len(registries)
+        for number, registry in enumerate(registries):
+            registry.subscribe_audit(lambda records, number=number: self._hear(number, records))  # type: ignore[misc]
+
+    def _hear(self, number: int, records: Sequence[AuditRecord]) -> None:
+        with self._change:
+            self._seqs[number] = max([self._seqs[number], *(record.seq for record in records)])
+            self._change.notify_all()
+
+    def wait(self, seq: int) -> None:
+        """Until all have heard of it."""
+        with self._change:
+            assert self._change.wait_for(lambda: min(self._seqs) >= seq, timeout=30), self._seqs
+
+
+def test_servers_on_postgresql_agree_under_parallel_load(tmp_path: Path) -> None:
+    with cluster() as database:
+        stores = [open_store(database.url(), tmp_path / name) for name in ("one", "two", "three")]
+        servers = Servers(stores[0], 3, lambda number: stores[number])
+        heard = Heard(servers.all)
+        _under_load(servers, 1)
+        heard.wait(stores[0].load()[0].audit)
+        _check_agreement(servers)
+        done(servers.all[2].disable_node("1"))
+        heard.wait(stores[0].load()[0].audit)
+        assert [registry.standing_of(NodeId(1)).state for registry in servers.all] == [NodeState.DISABLED] * 3
+        for registry in servers.all:
+            registry.close()
