@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from calnet.crypto.hash import blake2s
-from calnet.errors import ForbiddenError, InvalidError
+from calnet.errors import ForbiddenError, InvalidError, StateError
 from calnet.model import NodeId, Prefix
 from calnet.policy import builtin
 from calnet.policy.builtin import BuiltinPolicy
@@ -45,6 +45,14 @@ def engine_of(state: Snapshot) -> EngineFactory:
     """What compiles the policy in force."""
     policy = policy_of(state)
     return BuiltinPolicy if policy is None else functools.partial(CompiledPolicy, policy)
+
+
+def stored_engine_of(state: Snapshot) -> EngineFactory:
+    """As engine_of, of a store that another version may have written; StateError where this one can't read its policy: it is not passed over."""
+    try:
+        return engine_of(state)
+    except PolicyError as error:
+        raise StateError(f"the policy in the store does not compile with this version ({error}): start the version that set it, and change it there") from error
 
 
 def policy_row(state: Snapshot) -> Json:

@@ -24,7 +24,7 @@ from calnet.roles.server.actors import BY_SYSTEM, SYSTEM, Actor, Terms
 from calnet.roles.server.audit import Deed, audit_of
 from calnet.roles.server.management import Management
 from calnet.roles.server.netmaps import Netmaps, Presence
-from calnet.roles.server.policies import engine_of
+from calnet.roles.server.policies import engine_of, stored_engine_of
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import Changed, NodeState, RegisterRequest, Standing
 from calnet.roles.server.writer import Plan, Writer
@@ -56,6 +56,7 @@ class Registry(Management):
             state, commit = _founded(store, prefix, clock(), random)
             self.control_key = founding.control_key_of(state)
             self.prefixes = founding.prefixes_of(state)
+            policy = stored_engine_of(state)
         except BaseException:
             store.close()
             raise
@@ -71,7 +72,7 @@ class Registry(Management):
         self._presence: dict[NodeId, Presence] = {}
         self._netmaps = Netmaps(self.prefixes, first_version=int(self._started * 1000))
         self._netmaps.refresh(state.nodes, state, self._presence, self._started)
-        self._netmaps.set_policy(engine_of(state))
+        self._netmaps.set_policy(policy)
         self._writer = Writer(store, state, commit, self._published, self._audited, clock)
         store.watch(self._writer.catch_up, self._heard)
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from calnet.errors import ForbiddenError, InvalidError, NotFoundError, StaleError
+from calnet.errors import ForbiddenError, InvalidError, NotFoundError, StaleError, StateError
 from calnet.model import UserId
 from calnet.policy.document import PolicyError
 from calnet.roles.server.actors import Actor, Terms
 from calnet.roles.server.users import Identity, UserWish
+from calnet.store.interface import Delete, Key, Put, SettingRecord
+from calnet.store.opening import open_store
 from tests.roles.server.registries import Office, done
 
 WEB = """{
@@ -157,6 +159,20 @@ def test_verified_address_names_a_user_and_is_lost_with_it(office: Office) -> No
     assert office.peers(laptop) == [web]
     done(office.registry.sign_in(Identity("i", "s", email="", preferred_name="alice")))
     assert office.peers(laptop) == []
+
+
+def test_stored_policy_that_this_version_can_not_read_stops_the_start_and_closes_the_store(office: Office) -> None:
+    office.registry.close()
+    store = open_store("kv", office.directory)
+    store.commit([Put(SettingRecord("policy", b'{"fromTheFuture": 1}'))])
+    store.close()
+    for _ in range(2):
+        with pytest.raises(StateError, match="does not compile with this version .*fromTheFuture"):
+            office.open()
+    store = open_store("kv", office.directory)
+    store.commit([Delete(Key(SettingRecord, "policy"))])
+    store.close()
+    office.open()
 
 
 # --- tags
