@@ -167,7 +167,7 @@ def test_stored_policy_that_this_version_can_not_read_stops_the_start_and_closes
     store.commit([Put(SettingRecord("policy", b'{"fromTheFuture": 1}'))])
     store.close()
     for _ in range(2):
-        with pytest.raises(StateError, match="does not compile with this version .*fromTheFuture"):
+        with pytest.raises(StateError, match=r"does not compile with this version .*fromTheFuture"):
             office.open()
     store = open_store("kv", office.directory)
     store.commit([Delete(Key(SettingRecord, "policy"))])
