@@ -6,6 +6,9 @@ Two tables remember flows by the key of their inbound packets. `ours` are flows 
 that a rule let in: remembered with the verdict of the present rules, and so that our answers in them don't count as flows of our own, which would keep
 them open when the rule is gone. A third holds refusals. Each is bounded and forgets what was longest unused, and none can push out another's.
 
+When rules change, flows that they no longer accept end in both directions: what comes in is refused, and so is what this host still sends in them. A TCP
+connection that we open over such a flow is a new one, and ours; without connections (UDP and the like) the flow has to be idle for its time first.
+
 Error contract: nothing here raises for any packet; a malformed one is refused and changes nothing.
 """
 
@@ -15,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from calnet.model import Buffer, FilterRule, Prefix
-from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Parsed, flow_key, parse, reply_key
+from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Parsed, begins_tcp, flow_key, parse, reply_key
 
 TCP_IDLE_S: Final = 86_400.0
 UDP_IDLE_S: Final = 300.0
@@ -133,15 +136,27 @@ class PacketFilter:
         parsed = parse(packet)
         return parsed is not None and self._decide(parsed, now)
 
-    def outbound(self, packet: Buffer, now: float) -> None:
-        """Remember the flow of a packet that this node sends, so that its replies pass."""
+    def outbound(self, packet: Buffer, now: float) -> bool:
+        """Whether a packet that this node sends may leave; its flow is remembered, so that its replies pass.
+
+        False (drop it, or answer it to the host by `reject.rejection`) is the verdict for a flow that the other side began and the present rules no longer
+        accept, and for nothing else. To be asked anew after `set_rules`: a caller that skips this for packets of one flow forgets that flow then.
+        """
         reply = reply_key(packet)
         if not reply:
-            return
-        if self._theirs.holds(reply, now) and not self._ours.holds(reply, now):
-            self._theirs.touch(reply, now, _lifetime(reply[-1]))
-        else:
-            self._ours.touch(reply, now, _lifetime(reply[-1]))
+            return True
+        lifetime = _lifetime(reply[-1])
+        if self._ours.holds(reply, now) or not self._theirs.holds(reply, now) or (reply[-1] == TCP and begins_tcp(packet)):
+            self._ours.touch(reply, now, lifetime)
+            return True
+        if reply in self._accepted_flows:
+            self._theirs.touch(reply, now, lifetime)
+            return True
+        if self._refused.holds(reply, now):
+            return False
+        accepted = self._accepted_flow(reply)
+        self._remember(reply, accepted, now)
+        return accepted
 
     def _decide(self, parsed: Parsed, now: float) -> bool:
         """The verdict for a packet of no remembered flow; remembers it."""

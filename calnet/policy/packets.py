@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from calnet.model import Buffer
-from calnet.wire.ip import Protocol
+from calnet.wire.ip import TCP_ACK, TCP_RST, TCP_SYN, Protocol
 
 ICMP: Final = int(Protocol.ICMP)
 TCP: Final = int(Protocol.TCP)
@@ -182,6 +182,19 @@ def _flow(packet: Buffer, header: Header) -> tuple[bytes, bytes]:
     number = bytes(packet[start + 4 : start + 6])
     reply = b"" if answer is None else swapped + bytes((answer, 0)) + number + last
     return addresses + bytes((kind, 0)) + number + last, reply
+
+
+def is_request(protocol: int, kind: int) -> bool:
+    """Whether an ICMP message of this type asks for a reply."""
+    return (protocol, kind) in _REPLY_OF
+
+
+def begins_tcp(packet: Buffer) -> bool:
+    """Whether this packet opens a TCP connection: SYN alone."""
+    header = read_header(packet, quoted=False)
+    if header is None or header.protocol != TCP or header.offset or header.end - header.start < _TCP_HEADER:
+        return False
+    return packet[header.start + 13] & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
 
 
 def quoted_destination(packet: Buffer) -> bytes | None:

@@ -46,6 +46,8 @@ TCP_CHECKSUM_OFFSET: Final = 16
 UDP_CHECKSUM_OFFSET: Final = 6
 
 TCP_FIN: Final = 0x01
+TCP_SYN: Final = 0x02
+TCP_RST: Final = 0x04
 TCP_PSH: Final = 0x08
 TCP_ACK: Final = 0x10
 TCP_ECE: Final = 0x40
@@ -162,13 +164,19 @@ def unreachable(packet: Buffer, source: bytes) -> bytes | None:
         header = (packet[0] & 15) * 4
         if packet[6] & 0x1F or packet[7] or (packet[9] == Protocol.ICMP and (length <= header or packet[header] not in (0, 8))):
             return None
-        body = bytearray(b"\x03\x01" + bytes(6) + quote)
-        body[2:4] = checksum(body).to_bytes(2, "big")
-        ip = bytearray(struct.pack(">BBHHHBBH4s4s", 0x45, 0xC0, 20 + len(body), 0, 0, 64, Protocol.ICMP, 0, source, back))
-        ip[10:12] = checksum(ip).to_bytes(2, "big")
-        return bytes(ip + body)
+        return icmp_error(3, 1, quote, source, back)
     if packet[6] == Protocol.ICMPV6 and (length <= IPV6_HEADER_SIZE or packet[IPV6_HEADER_SIZE] < 128):
         return None
-    body = bytearray(b"\x01\x03" + bytes(6) + quote)
-    body[2:4] = checksum(body, pseudo_sum(source + back, Protocol.ICMPV6, len(body))).to_bytes(2, "big")
-    return struct.pack(">IHBB16s16s", 0x6 << 28, len(body), Protocol.ICMPV6, 64, source, back) + bytes(body)
+    return icmp_error(1, 3, quote, source, back)
+
+
+def icmp_error(kind: int, code: int, quote: bytes, source: bytes, target: bytes) -> bytes:
+    """The IP packet of an ICMP error (of ICMPv6 where the packed addresses are IPv6), its second word zero, from `source` to `target`."""
+    body = bytearray(bytes((kind, code)) + bytes(6) + quote)
+    if len(source) == 4:
+        body[2:4] = checksum(body).to_bytes(2, "big")
+        ip = bytearray(struct.pack(">BBHHHBBH4s4s", 0x45, 0xC0, 20 + len(body), 0, 0, 64, Protocol.ICMP, 0, source, target))
+        ip[10:12] = checksum(ip).to_bytes(2, "big")
+        return bytes(ip + body)
+    body[2:4] = checksum(body, pseudo_sum(source + target, Protocol.ICMPV6, len(body))).to_bytes(2, "big")
+    return struct.pack(">IHBB16s16s", 0x6 << 28, len(body), Protocol.ICMPV6, 64, source, target) + bytes(body)

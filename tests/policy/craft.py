@@ -38,8 +38,8 @@ def ip(
     return struct.pack("!IHBB16s16s", 0x60000000, len(payload), first, 64, src.packed, dst.packed) + payload
 
 
-def tcp(source: str, destination: str, sport: int, dport: int, **options: object) -> bytes:
-    return ip(source, destination, TCP, struct.pack("!HHIIBBHHH", sport, dport, 1, 2, 0x50, 0x10, 100, 0, 0) + b"data", **options)  # type: ignore[arg-type]
+def tcp(source: str, destination: str, sport: int, dport: int, *, flags: int = 0x10, **options: object) -> bytes:
+    return ip(source, destination, TCP, struct.pack("!HHIIBBHHH", sport, dport, 1, 2, 0x50, flags, 100, 0, 0) + b"data", **options)  # type: ignore[arg-type]
 
 
 def udp(source: str, destination: str, sport: int, dport: int, **options: object) -> bytes:

@@ -70,7 +70,7 @@ def test_malformed_packet_is_refused_and_changes_nothing() -> None:
     packets = PacketFilter(ALL_TO_ME)
     for bad in (b"", b"\x45", tcp(PEER, ME, 1, 2)[:-1], ip(PEER, ME, TCP, bytes(8))):
         assert not packets.inbound(bad, 0.0)
-        packets.outbound(bad, 0.0)
+        assert packets.outbound(bad, 0.0)  # whether it may leave at all is the data path's question
 
 
 def test_own_flow_ends_when_it_was_idle_too_long() -> None:
@@ -92,9 +92,55 @@ def test_rule_taken_away_ends_flows_it_let_in_but_not_our_own() -> None:
     packets.outbound(tcp(ME, PEER, 6000, 443), 0.1)
     packets.set_rules([])
     assert not packets.inbound(tcp(PEER, ME, 5000, 22), 0.2)
-    packets.outbound(tcp(ME, PEER, 22, 5000), 0.3)
+    assert not packets.outbound(tcp(ME, PEER, 22, 5000), 0.3)
+    assert not packets.outbound(tcp(ME, PEER, 22, 5000), 0.3)
     assert not packets.inbound(tcp(PEER, ME, 5000, 22), 0.4)
     assert packets.inbound(tcp(PEER, ME, 443, 6000), 0.5)
+    assert packets.outbound(tcp(ME, PEER, 6000, 443), 0.5)
+    packets.set_rules(ALL_TO_ME)
+    assert packets.outbound(tcp(ME, PEER, 22, 5000), 0.6)
+    assert packets.outbound(tcp(ME, PEER, 22, 5000), 0.7)
+    assert packets.inbound(tcp(PEER, ME, 5000, 22), 0.8)
+
+
+@pytest.mark.parametrize(("me", "peer"), SIDES)
+def test_what_this_host_still_sends_in_a_forbidden_flow_is_refused(me: str, peer: str) -> None:
+    packets = PacketFilter([rule(peer, me)])
+    flows = [
+        (tcp(peer, me, 5000, 22), tcp(me, peer, 22, 5000)),
+        (udp(peer, me, 5000, 53), udp(me, peer, 53, 5000)),
+        (ip(peer, me, GRE, b""), ip(me, peer, GRE, b"")),
+    ]
+    for inward, outward in flows:
+        assert packets.inbound(inward, 0.0)
+        assert packets.outbound(outward, 0.1)
+    packets.set_rules([rule(peer, me, (TCP,), (PortRange(80, 80),))])
+    for _, outward in flows:
+        assert not packets.outbound(outward, 0.2)
+    assert packets.outbound(udp(me, peer, 54, 5000), 0.3)
+    assert packets.outbound(icmp(me, peer, 3 if me == ME else 1, 0, flows[0][0]), 0.3)
+
+
+@pytest.mark.parametrize(("me", "peer"), SIDES)
+def test_connection_that_we_open_over_a_forbidden_flow_is_ours(me: str, peer: str) -> None:
+    packets = PacketFilter([rule(peer, me)])
+    assert packets.inbound(tcp(peer, me, 5000, 22), 0.0)
+    packets.set_rules([])
+    for flags in (0x10, 0x12, 0x14, 0x04, 0x06, 0x11):
+        assert not packets.outbound(tcp(me, peer, 22, 5000, flags=flags), 0.1)
+    assert packets.outbound(tcp(me, peer, 22, 5000, flags=0x02), 0.2)
+    assert packets.inbound(tcp(peer, me, 5000, 22), 0.3)
+    assert packets.outbound(tcp(me, peer, 22, 5000), 0.4)
+
+
+def test_forbidden_flow_without_connection_may_be_begun_anew_once_it_was_idle() -> None:
+    packets = PacketFilter(ALL_TO_ME)
+    assert packets.inbound(udp(PEER, ME, 5000, 53), 0.0)
+    packets.set_rules([])
+    for seconds in range(0, int(filtering.UDP_IDLE_S), 20):
+        assert not packets.outbound(udp(ME, PEER, 53, 5000), float(seconds))
+    assert packets.outbound(udp(ME, PEER, 53, 5000), filtering.UDP_IDLE_S + 1)
+    assert packets.inbound(udp(PEER, ME, 5000, 53), filtering.UDP_IDLE_S + 2)
 
 
 def test_rule_given_lets_in_what_was_refused() -> None:
@@ -189,6 +235,7 @@ def test_flood_of_refused_or_accepted_packets_pushes_out_no_flow_of_ours() -> No
 
 HOSTS = [ME, PEER, OTHER]
 PORTS = [1, 2, 80]
+PROTOCOL_OF = {"tcp": TCP, "udp": UDP, "gre": GRE, "echo": ICMP, "answer": ICMP}
 
 
 class Slow:
@@ -214,18 +261,21 @@ class Slow:
         flow = (kind, source, destination, a, b)
         if flow in self.ours:
             return True
-        protocol, port = {"tcp": (TCP, b), "udp": (UDP, b), "gre": (GRE, None), "echo": (ICMP, None), "answer": (ICMP, None)}[kind]
+        protocol, port = PROTOCOL_OF[kind], b if kind in ("tcp", "udp") else None
         if self.by_rule(source, destination, protocol, port):
             self.theirs.add(flow)
             return True
         return False
 
-    def outbound(self, kind: str, source: str, destination: str, a: int, b: int) -> None:
+    def outbound(self, kind: str, source: str, destination: str, a: int, b: int) -> bool:
         if kind == "answer":
-            return
-        reply = ("answer" if kind == "echo" else kind, destination, source, *((a, b) if kind == "echo" else (b, a)))
-        if reply not in self.theirs:
+            return True
+        reply: tuple[Any, ...] = ("answer" if kind == "echo" else kind, destination, source, *((a, b) if kind == "echo" else (b, a)))
+        if reply not in self.theirs or reply in self.ours:
             self.ours.add(reply)
+            return True
+        protocol, port = PROTOCOL_OF[reply[0]], reply[4] if reply[0] in ("tcp", "udp") else None
+        return self.by_rule(destination, source, protocol, port)
 
 
 def build(kind: str, source: str, destination: str, a: int, b: int) -> bytes:
@@ -271,8 +321,7 @@ def test_filter_agrees_with_its_slow_twin(rules: list[FilterRule], events: list[
             a = b = 0
         packet = build(kind, source, destination, a, b)
         if what == "out":
-            fast.outbound(packet, now)
-            slow.outbound(kind, source, destination, a, b)
+            assert fast.outbound(packet, now) == slow.outbound(kind, source, destination, a, b)
         else:
             assert fast.inbound(packet, now) == slow.inbound(kind, source, destination, a, b)
 
