@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from calnet.model import Buffer, FilterRule, Prefix
-from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Parsed, begins_tcp, flow_key, parse, reply_key
+from calnet.policy.packets import ICMP, ICMPV6, TCP, UDP, WITH_PORTS, Parsed, flow_key, parse, reply_key, tcp_flags
+from calnet.wire.ip import TCP_ACK, TCP_RST, TCP_SYN
 
 TCP_IDLE_S: Final = 86_400.0
 UDP_IDLE_S: Final = 300.0
@@ -140,17 +141,27 @@ class PacketFilter:
         """Whether a packet that this node sends may leave; its flow is remembered, so that its replies pass.
 
         False (drop it, or answer it to the host by `reject.rejection`) is the verdict for a flow that the other side began and the present rules no longer
-        accept, and for nothing else. To be asked anew after `set_rules`: a caller that skips this for packets of one flow forgets that flow then.
+        accept, and for nothing else. To be asked anew after `set_rules`: a caller that skips this for packets of one flow forgets that flow then. A TCP
+        reset may always leave, and begins no flow: what answers a refused packet may go this way.
         """
         reply = reply_key(packet)
         if not reply:
             return True
-        lifetime = _lifetime(reply[-1])
-        if self._ours.holds(reply, now) or not self._theirs.holds(reply, now) or (reply[-1] == TCP and begins_tcp(packet)):
-            self._ours.touch(reply, now, lifetime)
+        if self._ours.holds(reply, now):
+            self._ours.touch(reply, now, _lifetime(reply[-1]))
             return True
+        flags = tcp_flags(packet) if reply[-1] == TCP else 0
+        if flags is None or flags & TCP_RST:
+            return True
+        if flags & (TCP_SYN | TCP_ACK) == TCP_SYN or not self._theirs.holds(reply, now):
+            self._ours.touch(reply, now, _lifetime(reply[-1]))
+            return True
+        return self._answer_may_leave(reply, now)
+
+    def _answer_may_leave(self, reply: bytes, now: float) -> bool:
+        """The verdict for what this host sends in a flow that the other side began; remembers it."""
         if reply in self._accepted_flows:
-            self._theirs.touch(reply, now, lifetime)
+            self._theirs.touch(reply, now, _lifetime(reply[-1]))
             return True
         if self._refused.holds(reply, now):
             return False

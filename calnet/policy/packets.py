@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from calnet.model import Buffer
-from calnet.wire.ip import TCP_ACK, TCP_RST, TCP_SYN, Protocol
+from calnet.wire.ip import Protocol
 
 ICMP: Final = int(Protocol.ICMP)
 TCP: Final = int(Protocol.TCP)
@@ -189,12 +189,12 @@ def is_request(protocol: int, kind: int) -> bool:
     return (protocol, kind) in _REPLY_OF
 
 
-def begins_tcp(packet: Buffer) -> bool:
-    """Whether this packet opens a TCP connection: SYN alone."""
+def tcp_flags(packet: Buffer) -> int | None:
+    """The flags of a TCP packet; None for any other, and for one without its whole header."""
     header = read_header(packet, quoted=False)
     if header is None or header.protocol != TCP or header.offset or header.end - header.start < _TCP_HEADER:
-        return False
-    return packet[header.start + 13] & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        return None
+    return packet[header.start + 13]
 
 
 def quoted_destination(packet: Buffer) -> bytes | None:

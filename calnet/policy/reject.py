@@ -1,6 +1,8 @@
 """What a refused packet is answered where policy says `reject`: a TCP reset, or an ICMP error "administratively prohibited". Pure.
 
-The answer comes from the address that the packet went to, as from a firewall on that host: the sender's own filter lets it in as part of the flow.
+The answer comes from the address that the packet went to, as from a firewall on that host: the sender's own filter lets it in as part of the flow. Send it as
+any packet of this host: neither a reset nor an ICMP error begins a flow (`PacketFilter.outbound`). For a packet that was refused on its way out, the same
+answer goes to this host instead.
 
 Sources: RFC 9293 section 3.10.7.1 (resets), RFC 792 and RFC 1812 section 5.2.7.1 (type 3, code 13), RFC 4443 section 3.1 (type 1, code 1); what must never be
 answered: RFC 1122 section 3.2.2, RFC 4443 section 2.4.

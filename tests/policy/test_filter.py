@@ -126,11 +126,20 @@ def test_connection_that_we_open_over_a_forbidden_flow_is_ours(me: str, peer: st
     packets = PacketFilter([rule(peer, me)])
     assert packets.inbound(tcp(peer, me, 5000, 22), 0.0)
     packets.set_rules([])
-    for flags in (0x10, 0x12, 0x14, 0x04, 0x06, 0x11):
+    for flags in (0x10, 0x12, 0x18, 0x11, 0x01, 0x00):
         assert not packets.outbound(tcp(me, peer, 22, 5000, flags=flags), 0.1)
     assert packets.outbound(tcp(me, peer, 22, 5000, flags=0x02), 0.2)
     assert packets.inbound(tcp(peer, me, 5000, 22), 0.3)
     assert packets.outbound(tcp(me, peer, 22, 5000), 0.4)
+
+
+@pytest.mark.parametrize(("me", "peer"), SIDES)
+@pytest.mark.parametrize("flags", [0x04, 0x14])
+def test_reset_may_leave_and_begins_no_flow(me: str, peer: str, flags: int) -> None:
+    packets = PacketFilter()
+    assert not packets.inbound(tcp(peer, me, 5000, 22), 0.0)
+    assert packets.outbound(tcp(me, peer, 22, 5000, flags=flags), 0.1)
+    assert not packets.inbound(tcp(peer, me, 5000, 22), 0.2)
 
 
 def test_forbidden_flow_without_connection_may_be_begun_anew_once_it_was_idle() -> None:

@@ -7,7 +7,8 @@ never performed in the middle of a batch, since they may use its buffers.
 
 What is dropped here, and counted: a packet that isn't IP; outbound, one whose source is neither our overlay address nor in a prefix we route for others (its
 peer would drop it too; a router whose source NAT is on sends with its own address), or whose destination is nobody's (answered by ICMP "host unreachable");
-inbound, one that is not from the peer's addresses, not to ours or to what we route, or that the filter refuses.
+inbound, one that is not from the peer's addresses, not to ours or to what we route, or that the filter refuses. The filter refuses outbound packets too, in
+flows that rules no longer accept. Where the network rejects rather than drops, what the filter refuses is answered (policy/reject.py).
 
 Packets for a peer without a session wait (waiting.py) until `SessionReady`; what leaves, leaves by sending.py.
 
@@ -30,6 +31,7 @@ from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishE
 from calnet.paths.paths import Paths
 from calnet.policy.filter import PacketFilter
 from calnet.policy.packets import flow_key, quoted_destination
+from calnet.policy.reject import new_limiter, rejection
 from calnet.roles.node.engine import DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
@@ -96,6 +98,9 @@ class DataPath:
         self._filter = PacketFilter()
         self._own: tuple[bytes, ...] = ()
         self._local: PrefixTable[bool] = PrefixTable(())
+        self._rejects = False
+        self._rejections_sent = new_limiter()
+        self._answers: deque[bytes] = deque()
         self._waiting = WaitingPackets()
         self._effects: deque[TunnelEffect | PathEffect] = deque()
         self._settling = False
@@ -162,6 +167,7 @@ class DataPath:
         self._own = tuple(own)
         self._local = PrefixTable((prefix, True) for prefix in (*_hosts(netmap.self.addresses), *netmap.self.routes))
         self._filter.set_rules(netmap.filter)
+        self._rejects = netmap.reject
         self._effects += self._tunnel.configure((_tunnel_config(peer, accept_routes) for peer in netmap.peers), self._now, self._wall())
         self._paths.set_overlay(netmap.prefixes)
         self._effects += self._paths.set_peers(netmap.peers, self._now)
@@ -297,7 +303,12 @@ class DataPath:
         if peer is None:
             self._answer_unreachable(packet)
             return None
-        self._filter.outbound(packet, self._now)
+        if not self._filter.outbound(packet, self._now):
+            self.dropped += 1
+            answer = self._rejection(packet)
+            if answer is not None:
+                self._write_to_tun(answer)
+            return None
         session, effects = self._tunnel.session_to_send(peer, self._now, self._wall())
         self._effects += effects
         if session is None:
@@ -387,9 +398,23 @@ class DataPath:
         if concerned is not None and not (concerned and self._tunnel.owns(session.peer, concerned)):
             return False  # an error about what we sent to somebody else
         if not self._filter.inbound(packet, self._now, flow):
+            answer = self._rejection(packet)
+            if answer is not None:
+                self._answers.append(answer)
             return False
         self._accepted = session, flow
         return True
+
+    def _rejection(self, packet: memoryview) -> bytes | None:
+        return rejection(packet, self._rejections_sent, self._now) if self._rejects else None
+
+    def _send_answers(self) -> None:
+        """What was refused is answered as soon as the batch is through, since that uses the same buffers."""
+        while self._answers:
+            packet = bytes(START) + self._answers.popleft()
+            self._outbound.plain[: len(packet)] = packet
+            self._take(len(packet))
+            self._sent_flow = self._sent_session = None  # a reset says nothing of what this host sends in its flow
 
     def _not_data(self, datagram: memoryview) -> None:
         kind, source = classify(datagram), self._source
@@ -422,6 +447,7 @@ class DataPath:
         self._settling = True
         happened = True
         try:
+            self._send_answers()
             self._outbound.flush()
             happened = bool(self._effects)
             if happened:

@@ -111,9 +111,9 @@ class Node:
         }
         return Peer(**{**values, **change})
 
-    def knows(self, *peers: Peer, rules: Sequence[FilterRule] = OPEN, routes: tuple[str, ...] = (), accept_routes: bool = True) -> None:
+    def knows(self, *peers: Peer, rules: Sequence[FilterRule] = OPEN, routes: tuple[str, ...] = (), accept_routes: bool = True, reject: bool = False) -> None:
         own = SelfNode(self.id, f"n{self.id}", tuple(ip_address(one) for one in overlay(self.id)), routes=tuple(ip_network(one) for one in routes))
-        self.path.apply(Netmap(1, own, (), peers, tuple(rules)), accept_routes=accept_routes)
+        self.path.apply(Netmap(1, own, (), peers, tuple(rules), reject=reject), accept_routes=accept_routes)
 
     def packets(self) -> list[bytes]:
         """What the kernel was given so far, super-packets cut; forgotten here."""

@@ -247,6 +247,69 @@ def test_verdict_for_a_flow_is_not_anothers_of_the_same_addresses_and_ports(six:
     play(scene)
 
 
+@pytest.mark.parametrize("six", [False, True])
+def test_flow_that_rules_no_longer_accept_ends_in_both_directions(six: bool) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (6,)),))
+        there, back = tcp(b"x", ends(1, 2, six=six), ports=(1000, 22)), tcp(b"y", ends(2, 1, six=six), ports=(22, 1000))
+        _give(one, there)
+        await world.passes()
+        _give(two, back)
+        await world.passes()
+        assert (two.packets(), one.packets()) == ([there], [back])
+        two.knows(one.as_peer(), rules=())
+        for _ in range(3):
+            _give(one, there)
+            _give(two, back)
+        await world.passes()
+        assert (two.packets(), one.packets()) == ([], [])
+
+    play(scene)
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("offloads", [None, PLAIN])
+def test_refused_packets_are_answered_where_the_network_rejects(six: bool, offloads: Offloads | None) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair(offloads=offloads)
+        two.knows(one.as_peer(), rules=(), reject=True)
+        for packet in (tcp(b"", ends(1, 2, six=six), ports=(1000, 22), flags=2), udp(b"x", ends(1, 2, six=six), ports=(1000, 53))):
+            _give(one, packet)
+        await world.passes()
+        reset, prohibited = one.packets()
+        start = 40 if six else 20
+        assert (reset[start : start + 4], reset[start + 13]) == (b"\0\x16\x03\xe8", 0x14)
+        assert prohibited[start : start + 2] == (b"\x01\x01" if six else b"\x03\x0d")
+        assert is_sound(reset)
+        assert is_sound(prohibited)
+        assert two.packets() == []
+        _give(one, tcp(b"", ends(1, 2, six=six), ports=(1000, 22), flags=2))
+        await world.passes()
+        assert len(one.packets()) == 1
+        assert two.packets() == []
+
+    play(scene)
+
+
+@pytest.mark.parametrize("offloads", [None, PLAIN])
+def test_host_that_goes_on_in_a_forbidden_flow_is_reset_where_the_network_rejects(offloads: Offloads | None) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair(offloads=offloads)
+        two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (6,)),), reject=True)
+        _give(one, tcp(b"x", ends(1, 2), ports=(1000, 22)))
+        await world.passes()
+        two.packets()
+        two.knows(one.as_peer(), rules=(), reject=True)
+        _give(two, tcp(b"y", ends(2, 1), ports=(22, 1000), acknowledged=7))
+        await world.passes()
+        (reset,) = two.packets()
+        assert (reset[20:28], reset[33]) == (b"\x03\xe8\0\x16\0\0\0\x07", 4)
+        assert one.packets() == []
+
+    play(scene)
+
+
 def test_session_is_renewed_and_survives_hours() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
