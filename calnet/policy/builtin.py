@@ -8,11 +8,12 @@ names the whole overlay, and does not change with every node that comes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+from ipaddress import ip_network
 from typing import Final
 
 from calnet.model import FilterRule, NodeId, Prefix, UserId
 from calnet.policy.engine import PolicyNode
+from calnet.policy.prefixes import collapsed
 
 TEXT: Final = """\
 # The built-in policy: it holds until another is set.
@@ -98,9 +99,7 @@ class BuiltinPolicy:
             return self._overlay
         if node.user not in self._sources:
             addresses = [address for mate in mates for address in self._nodes[mate].addresses]
-            v4 = collapse_addresses(IPv4Network(address) for address in addresses if isinstance(address, IPv4Address))
-            v6 = collapse_addresses(IPv6Network(address) for address in addresses if isinstance(address, IPv6Address))
-            self._sources[node.user] = (*v4, *v6)
+            self._sources[node.user] = collapsed(addresses)
         return self._sources[node.user]
 
 

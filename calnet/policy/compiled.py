@@ -7,12 +7,13 @@ much as it is long. A prefix that nodes route for others is a target of its rout
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
+from calnet.model import FilterRule, NodeId, Prefix, UserId
 from calnet.policy.document import Permit, Policy
 from calnet.policy.engine import PolicyNode
+from calnet.policy.prefixes import collapsed
 from calnet.policy.selectors import Selector, Target
 
 ALL: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
@@ -57,7 +58,8 @@ class _Rule:
         self.routers: set[NodeId] = set()
         """They route addresses that are sources."""
         self.prefixes = _source_prefixes(permit.sources)
-        self._by_prefix_alone: set[NodeId] = set()
+        self.whole: set[NodeId] = set()
+        """Those of `nodes` that are sources with all of their addresses, not only with those in a source prefix."""
         self._addresses: tuple[Prefix, ...] | None = None
 
     def put(self, node: PolicyNode) -> None:
@@ -65,8 +67,8 @@ class _Rule:
         if selecting:
             self.nodes.add(node.id)
             self._addresses = None
-            if all(selector.kind in ("prefix", "any") for selector in selecting):
-                self._by_prefix_alone.add(node.id)
+            if any(selector.kind != "prefix" for selector in selecting):
+                self.whole.add(node.id)
         if any(_parts(selector, node) for selector in self._selectors):
             self.routers.add(node.id)
         for target in self.targets:
@@ -75,15 +77,15 @@ class _Rule:
     def remove(self, node: NodeId) -> None:
         if node in self.nodes:
             self._addresses = None
-        for nodes in (self.nodes, self.routers, self._by_prefix_alone):
+        for nodes in (self.nodes, self.routers, self.whole):
             nodes.discard(node)
         for target in self.targets:
             target.remove(node)
 
     def addresses(self, nodes: dict[NodeId, PolicyNode]) -> tuple[Prefix, ...]:
-        """Prefixes of the source nodes' addresses, of those alone that no source prefix holds anyway."""
+        """Prefixes of the addresses of the nodes that are sources whole."""
         if self._addresses is None:
-            self._addresses = collapsed(address for node in self.nodes - self._by_prefix_alone for address in nodes[node].addresses)
+            self._addresses = collapsed(address for node in self.whole for address in nodes[node].addresses)
         return self._addresses
 
 
@@ -179,20 +181,9 @@ class CompiledPolicy:
             return self._overlay if seen and seen <= mates else collapsed(address for mate in mates for address in self._nodes[mate].addresses)
         if rule.prefixes[: len(ALL)] == ALL:
             return ALL
-        if seen and seen <= rule.nodes:
+        if seen and seen <= rule.whole:
             return tuple(dict.fromkeys((*self._overlay, *rule.prefixes)))
         return tuple(dict.fromkeys((*rule.addresses(self._nodes), *rule.prefixes)))
-
-
-def collapsed(addresses: Iterable[Address]) -> tuple[Prefix, ...]:
-    """The fewest prefixes that hold these addresses and no others, IPv4 first."""
-    v4, v6 = set[IPv4Network](), set[IPv6Network]()
-    for address in addresses:
-        if isinstance(address, IPv4Address):
-            v4.add(IPv4Network(address))
-        elif isinstance(address, IPv6Address):
-            v6.add(IPv6Network(address))
-    return (*collapse_addresses(v4), *collapse_addresses(v6))
 
 
 def _source_prefixes(selectors: Iterable[Selector]) -> tuple[Prefix, ...]:

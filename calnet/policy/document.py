@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,11 +17,14 @@ from typing import Final
 from calnet.errors import InvalidError
 from calnet.model import Prefix
 from calnet.policy.engine import PolicyNode
-from calnet.policy.hujson import HujsonError, Located, Member, Place, parse_hujson
+from calnet.policy.hujson import HujsonError, Located, Member, Place, parse_hujson, plain
+from calnet.policy.prefixes import parse_prefix
 from calnet.policy.selectors import (
     OWNERS,
     SOURCES,
     TARGETS,
+    TESTED,
+    USER_NAME,
     Names,
     PolicyTest,
     Selector,
@@ -36,6 +41,11 @@ from calnet.policy.selectors import (
 from calnet.wire.endpoints import overlaps
 
 MAX_PROBLEMS: Final = 50
+MAX_EXCERPT: Final = 300
+"""Characters of a rule that people are shown."""
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_NOWHERE: Final = ipaddress.ip_network("0.0.0.0/32")
+"""Stands for a host whose address can't be read, so that the rules that name it are not complained of too."""
 _SECTIONS: Final = ("groups", "tagOwners", "hosts", "acls", "grants", "autoApprovers", "tests", "defaultAction")
 _ELSEWHERE: Final = {
     "ssh": "SSH rules",
@@ -76,7 +86,7 @@ class PolicyError(InvalidError):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """One rule: from any source to each target, on that target's services. `text` is its line as written, for people."""
+    """One rule: from any source to each target, on that target's services. `text` is the rule in one line of JSON, for people."""
 
     line: int
     text: str
@@ -128,7 +138,6 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.problems: list[Problem] = []
         self._text = text
-        self._lines = text.split("\n")
         self._names = Names()
 
     def policy(self, document: Located) -> Policy:
@@ -157,7 +166,7 @@ class _Reader:
                 self._complain(member.place, f"{name!r} is no group: write group:NAME")
             members = []
             for text, place in self._texts(member.located, f"the members of {name}"):
-                if text.startswith(("group:", "tag:", "autogroup:")) or "@" not in text:
+                if not USER_NAME.fullmatch(text):
                     self._complain(place, f"{text!r} can't be in a group: members are users, as alice@ or by their e-mail address")
                 members.append(text.lower())
             groups[name] = tuple(members)
@@ -166,12 +175,14 @@ class _Reader:
     def _hosts(self, section: Member | None) -> dict[str, Prefix]:
         hosts: dict[str, Prefix] = {}
         for name, member in self._pairs(section):
-            if ":" in name or "@" in name or "*" in name or not name:
-                self._complain(member.place, f"{name!r} is no name for a host: use letters, digits, dots and hyphens")
+            if not _HOST_NAME.fullmatch(name) or _is_address(name):
+                self._complain(member.place, f"{name!r} is no name for a host: use letters, digits, dots, hyphens and underscores")
+            text = self._text_of(member.located, f"the host {name}")
             try:
-                hosts[name] = ipaddress.ip_network(self._text_of(member.located, f"the host {name}"))
-            except ValueError:
-                self._complain(member.located.place, f"the host {name} needs an address or prefix, without bits behind its length")
+                hosts[name] = parse_prefix(text) if text else _NOWHERE
+            except ValueError as error:
+                self._complain(member.located.place, f"the host {name}: {error}")
+                hosts[name] = _NOWHERE
         return hosts
 
     def _owners(self, section: Member | None) -> Iterator[tuple[str, tuple[Selector, ...]]]:
@@ -188,9 +199,9 @@ class _Reader:
             self._complain(parts["exitNode"].place, "Calnet does not have exit nodes yet: leave exitNode out")
         for route, member in self._pairs(parts.get("routes")):
             try:
-                prefix = ipaddress.ip_network(route)
-            except ValueError:
-                self._complain(member.place, f"{route!r} is no prefix: write one such as 10.0.0.0/8, without bits behind its length")
+                prefix = parse_prefix(route)
+            except ValueError as error:
+                self._complain(member.place, str(error))
                 continue
             yield prefix, tuple(self._selectors(member.located, f"the approvers of {route}", OWNERS))
 
@@ -213,7 +224,7 @@ class _Reader:
                 with self._at(place):
                     name, ports = split_target(text)
                     targets.append(Target(parse_selector(name, self._names, TARGETS), services_of(protocols, parse_ports(ports))))
-            yield self._permit(item.place, rule, tuple(targets))
+            yield self._permit(item, rule, tuple(targets))
 
     def _grants(self, section: Member | None) -> Iterator[Permit]:
         for item in self._items(section):
@@ -222,16 +233,19 @@ class _Reader:
             for text, place in self._texts(rule["ip"].located if "ip" in rule else None, "ip"):
                 with self._at(place):
                     services += parse_capability(text)
+            if "ip" in rule and rule["ip"].located.value == ():
+                self._complain(rule["ip"].located.place, "ip is empty: such a grant gives nothing")
             selectors = self._selectors(rule["dst"].located if "dst" in rule else None, "dst", TARGETS)
-            yield self._permit(item.place, rule, tuple(Target(selector, tuple(services)) for selector in selectors))
+            yield self._permit(item, rule, tuple(Target(selector, tuple(services)) for selector in selectors))
 
-    def _permit(self, place: Place, rule: dict[str, Member], targets: tuple[Target, ...]) -> Permit:
+    def _permit(self, item: Located, rule: dict[str, Member], targets: tuple[Target, ...]) -> Permit:
         sources = tuple(self._selectors(rule["src"].located if "src" in rule else None, "src", SOURCES))
         if any(target.selector.kind == "self" for target in targets):
             for source in sources:
                 if source.kind not in ("user", "group", "member", "role"):
                     self._complain(rule["src"].place, f"autogroup:self is for users' own devices: {source.text} can't be its source")
-        return Permit(place.line, self._excerpt(place.line), sources, targets)
+        text = json.dumps(plain(item), ensure_ascii=False)
+        return Permit(item.place.line, text if len(text) <= MAX_EXCERPT else f"{text[:MAX_EXCERPT]}…", sources, targets)
 
     def _tests(self, section: Member | None) -> Iterator[PolicyTest]:
         for item in self._items(section):
@@ -239,7 +253,7 @@ class _Reader:
             source = self._text_of(test["src"].located, "src") if "src" in test else ""
             if source:
                 with self._at(test["src"].located.place):
-                    parse_selector(source, self._names, SOURCES - {"any"})
+                    parse_selector(source, self._names, TESTED)
             protocols = self._protocols(test.get("proto"))
             wanted = {}
             for key in ("accept", "deny"):
@@ -252,7 +266,7 @@ class _Reader:
     def _test_target(self, text: str, place: Place) -> tuple[str, int] | None:
         with self._at(place):
             name, ports = split_target(text)
-            parse_selector(name, self._names, TARGETS - {"any", "self"})
+            parse_selector(name, self._names, TESTED)
             ranges = parse_ports(ports)
             if len(ranges) != 1 or ranges[0].first != ranges[0].last:
                 raise SelectorError(f"{text!r}: a test names one port, as in web:443")
@@ -333,9 +347,6 @@ class _Reader:
         """A problem, for `_Complaints`."""
         self._complain(place, text)
 
-    def _excerpt(self, line: int) -> str:
-        return self._lines[line - 1].strip()[:200]
-
 
 class _Complaints:
     """Makes a SelectorError raised in its block a problem at a place."""
@@ -351,6 +362,14 @@ class _Complaints:
             return False
         self._reader.complain(self._place, str(error))
         return True
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse_prefix(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown(key: str, known: tuple[str, ...], what: str) -> str:

@@ -56,6 +56,14 @@ class HujsonError(InvalidError):
         self.place = place
 
 
+def plain(located: Located) -> object:
+    """The value as `json.dumps` takes it, without the places."""
+    value = located.value
+    if isinstance(value, dict):
+        return {key: plain(member.located) for key, member in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def parse_hujson(text: str) -> Located:
     """The one value of the text, with whatever space and comments around it."""
     return _Reader(text).document()
@@ -66,9 +74,14 @@ class _Reader:
         self._text = text
         self._at = 0
         self._values = 0
-        self._line, self._line_at = 1, 0
+        self._line, self._line_at, self._counted = 1, 0, 0
         if len(text) > MAX_SIZE:
             raise HujsonError(f"a policy has at most {MAX_SIZE} characters", Place(1, 1))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self._at = error.start
+            raise self._error("half of a surrogate pair is no character") from error
 
     def document(self) -> Located:
         self._skip()
@@ -156,10 +169,11 @@ class _Reader:
             raise self._error("a comment that does not end")
 
     def _place(self) -> Place:
-        breaks = self._text.count("\n", self._line_at, self._at)
+        breaks = self._text.count("\n", self._counted, self._at)
         if breaks:
             self._line += breaks
-            self._line_at = self._text.rindex("\n", self._line_at, self._at) + 1
+            self._line_at = self._text.rindex("\n", self._counted, self._at) + 1
+        self._counted = self._at
         return Place(self._line, self._at - self._line_at + 1)
 
     def _error(self, text: str) -> HujsonError:

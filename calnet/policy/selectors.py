@@ -5,19 +5,25 @@ A selector's text is one of `*`, a user (`alice@`, or a verified e-mail address)
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from calnet.model import Address, PortRange, Prefix
 from calnet.policy.engine import PolicyNode
+from calnet.policy.prefixes import parse_prefix
 from calnet.wire.endpoints import overlaps
 
 SOURCES: Final = frozenset(("any", "user", "group", "tag", "prefix", "member", "tagged", "role"))
 TARGETS: Final = SOURCES | {"self"}
 OWNERS: Final = frozenset(("user", "group", "tag", "member", "role"))
 """What may own a tag, or approve its own routes."""
+
+TESTED: Final = frozenset(("user", "group", "tag", "prefix"))
+"""What the tests of a policy may name."""
+USER_NAME: Final = re.compile(r"[^\s@:*]+@[^\s@:*]*")
+"""`alice@`, or an e-mail address."""
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 USUAL: Final = (ICMP, TCP, UDP, ICMPV6)
@@ -99,6 +105,12 @@ class Selector:
                 return any(self.holds(address) for address in node.addresses)
         return False
 
+    def means(self, node: PolicyNode, address: Address | None, *, routed: bool) -> bool:
+        """Whether an address is meant: one of the node's own (None: not known), or (`routed`) one that the node routes for. `self` is as in `selects`."""
+        if routed or self.kind == "prefix":
+            return address is not None and self.holds(address)
+        return self.selects(node)
+
     def holds(self, address: Address) -> bool:
         """Whether an address that is no node's (behind a router, say) is meant."""
         return self.kind == "any" or (self.prefix is not None and address.version == self.prefix.version and address in self.prefix)
@@ -167,12 +179,17 @@ def _selector(text: str, names: Names) -> Selector:
     if text.startswith("autogroup:"):
         return _autogroup(text)
     if "@" in text:
+        if not USER_NAME.fullmatch(text):
+            raise SelectorError(f"{text!r} is no user: write alice@, or an e-mail address")
         return Selector("user", text, frozenset((text.lower(),)))
     if text in names.hosts:
         return Selector("prefix", text, prefix=names.hosts[text])
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        return Selector("prefix", text, prefix=ipaddress.ip_network(text.strip("[]")))
+        return Selector("prefix", text, prefix=parse_prefix(bare))
     except ValueError as error:
+        if any(mark in bare for mark in ":/%"):
+            raise SelectorError(str(error)) from error
         raise SelectorError(f"{text!r} is no host, address, prefix, user, group or tag of this policy") from error
 
 
@@ -202,27 +219,29 @@ def parse_ports(text: str) -> tuple[PortRange, ...]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         numbers = (first, last if dash else first)
-        if not all(number.isascii() and number.isdigit() and int(number) <= 65_535 for number in numbers) or int(numbers[0]) > int(numbers[1]):
+        if not all(_is_number(number, 65_535) for number in numbers) or int(numbers[0]) > int(numbers[1]):
             raise SelectorError(f"{part!r} is no port or range of ports (0 to 65535)")
         found.append(PortRange(int(numbers[0]), int(numbers[1])))
     return tuple(found)
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(most)) and int(text) <= most
 
 
 def parse_protocols(text: str) -> tuple[int, ...]:
     """A protocol's name, or its number; empty for `*`."""
     if text == "*":
         return ()
-    if text.isascii() and text.isdigit() and int(text) <= 255:
+    if _is_number(text, 255):
         return (int(text),)
     if text.lower() not in _PROTOCOLS:
         raise SelectorError(f"{text!r} is no protocol: write tcp, udp, icmp, … or a number up to 255")
     return _PROTOCOLS[text.lower()]
 
 
-def services_of(protocols: tuple[int, ...], ports: tuple[PortRange, ...], *, usual: bool = True) -> tuple[Service, ...]:
+def services_of(protocols: tuple[int, ...], ports: tuple[PortRange, ...]) -> tuple[Service, ...]:
     """What a rule's protocols and ports let through. Where it names no protocol: TCP and UDP on the ports, and ICMP, without which no connection works well."""
-    if not protocols and not usual:
-        return (Service((), ports),)
     if not protocols:
         return (Service(USUAL),) if not ports else (Service((TCP, UDP), ports), Service((ICMP, ICMPV6)))
     if ports and not set(protocols) & set(WITH_PORTS):
@@ -231,8 +250,10 @@ def services_of(protocols: tuple[int, ...], ports: tuple[PortRange, ...], *, usu
 
 
 def parse_capability(text: str) -> tuple[Service, ...]:
-    """A grant's `ip`: `*` (everything), `443`, `tcp:443`, `udp:*`, `icmp:*`."""
-    if text == "*":
+    """A grant's `ip`: `*` or `*:*` (everything), `443`, `tcp:443`, `udp:*`, `icmp:*`."""
+    if text in ("*", "*:*"):
         return (Service(),)
     name, colon, ports = text.rpartition(":")
-    return services_of(parse_protocols(name), parse_ports(ports)) if colon else services_of((), parse_ports(ports))
+    if not colon and not text[:1].isdigit():
+        raise SelectorError(f"{text!r} needs ports: write {text}:443, or {text}:* for all")
+    return services_of(parse_protocols(name) if colon else (), parse_ports(ports))
