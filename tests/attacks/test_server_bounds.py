@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uvloop
 from websockets.exceptions import ConnectionClosed
 
-from calnet.errors import CalnetError, ConflictError, ExhaustedError, ForbiddenError, InvalidError
+from calnet.errors import ConflictError, ExhaustedError, ForbiddenError
 from calnet.model import NodeId
 from calnet.roles.server import control_hub, registration, tls, web_protocol
-from calnet.roles.server.admin import OPERATIONS, AdminHandler
 from calnet.roles.server.settings import ServerSettings
 from calnet.roles.server.standing import NodeState
 from calnet.wire import control
@@ -258,77 +254,6 @@ def test_attack_23_clock_that_was_a_year_ahead_for_a_while_shuts_nobody_out_for_
     assert office.peers(one) == [two]
     assert office.peers(two) == [one]
     assert {one, two} <= office.last().standings
-
-
-# --- 36: the admin socket
-
-
-ODD: tuple[object, ...] = (
-    None,
-    True,
-    0,
-    -1,
-    10**400,
-    -(10**400),
-    1e308,
-    math.inf,
-    -math.inf,
-    math.nan,
-    "",
-    "1" * 5000,
-    "\ud800",
-    "a\0b",
-    "\u0663",
-    "fe80::1%\ud800",
-    "\u0663/24",
-    "10.0.0.0/99999999999999999999",
-    [],
-    [1],
-    ["\ud800"],
-    ["x"] * 5000,
-    [["x"]],
-    {},
-    {"a": 1},
-)
-ARGUMENTS = ("name", "user", "reusable", "ephemeral", "expires_s", "tags", "id", "node", "code_or_node", "routes")
-FIT: dict[str, object] = {
-    "name": "ann",
-    "user": "admin",
-    "id": "0" * 16,
-    "node": "alice",
-    "code_or_node": "alice",
-    "routes": ["10.9.0.0/16"],
-    "tags": ["tag:x"],
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    op: str
-    args: dict[str, object]
-
-
-@pytest.mark.parametrize("op", [op for op in OPERATIONS if op != "nodes.delete"])
-def test_attack_36_admin_operation_of_wrong_values_is_refused_and_nothing_worse(office: Office, op: str) -> None:
-    async def ask_all() -> None:
-        handler = AdminHandler(office.registry)
-        for name in ARGUMENTS:
-            for value in ODD:
-                with contextlib.suppress(CalnetError):
-                    json.dumps(await handler(Asked(op, FIT | {name: value})))
-
-    office.join("alice")
-    asyncio.run(ask_all())
-
-
-@pytest.mark.parametrize("seconds", [10**400, 1e308, math.inf])
-def test_attack_36_key_that_would_last_for_ever_is_refused(office: Office, seconds: float) -> None:
-    with pytest.raises(InvalidError):
-        asyncio.run(_kept(office, seconds))
-
-
-async def _kept(office: Office, seconds: float) -> object:
-    return await AdminHandler(office.registry)(Asked("keys.create", {"expires_s": seconds}))
 
 
 # --- 36: machines that wait for approval
