@@ -1,12 +1,13 @@
 """Whether policy lets one reach another, and why, in words: for `can`, the tests of a policy, and admins who wonder. Pure.
 
 A user or tag as an end stands for all of its nodes: it can reach what every one of them can. One that has no node yet stands for a node that it might have.
+A node stands for its addresses: it can be reached where one of them can, by a source's address of the same family.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,25 +15,35 @@ from calnet.errors import NotFoundError
 from calnet.model import Address, NodeId, Prefix, UserId
 from calnet.policy.document import Permit, Policy
 from calnet.policy.engine import PolicyNode
-from calnet.policy.selectors import PROTOCOL_NAMES, TCP, PolicyTest, Service, Target
+from calnet.policy.selectors import ICMP, ICMPV6, PROTOCOL_NAMES, TCP, PolicyTest, Selector, Service, Target
 
 _NOBODY: Final = NodeId(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a question: a node, or an address behind a router. `name` is how the question called it."""
+    """One end of a question: a node, one of its addresses, or an address behind it. `name` is how the question called it."""
 
     name: str
     node: PolicyNode
     address: Address | None = None
-    """An address that the node routes for, instead of the node."""
+    """The one that is meant; None for any of the node's own."""
     route: Prefix | None = None
+    """The prefix by which the node routes for the address, which then isn't its own."""
+
+    @property
+    def routed(self) -> bool:
+        """Whether the address is no node's."""
+        return self.route is not None
+
+    def faces(self) -> tuple[Address | None, ...]:
+        """The addresses that are meant; None for that of a node that is not there."""
+        return (self.address,) if self.address is not None else self.node.addresses or (None,)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer. `permit` is the rule that allows, None where none does or the built-in policy decides; `end` the pair it was decided by."""
+    """The answer, on the pair `source` and `destination`. `permit` is the rule that allows, None where none does or the built-in policy decides."""
 
     allowed: bool
     reason: str
@@ -90,7 +101,7 @@ class Directory:
             raise NotFoundError(f"{text!r} is no node, address, user or tag here") from error
         for node in self._nodes.values():
             if address in node.addresses:
-                return End(text, node)
+                return End(text, node, address)
         routes = [(route, node) for node in self._nodes.values() for route in node.routes if address.version == route.version and address in route]
         if not routes:
             raise NotFoundError(f"no node has the address {address}, and none routes it")
@@ -111,117 +122,156 @@ def imagined_of(user: UserId, user_names: tuple[str, ...], role: str) -> PolicyN
 
 
 def explain(policy: Policy | None, directory: Directory, source: str, destination: str, protocol: int, port: int | None) -> Verdict:
-    """The verdict of the policy (None: the built-in one) on a new flow. NotFoundError for a name that is none."""
-    verdict: Verdict | None = None
-    for one in directory.ends(source):
-        for other in directory.ends(destination):
-            verdict = decide(policy, one, other, protocol, port)
-            if not verdict.allowed:
-                return verdict
-    assert verdict is not None  # each name stands for one end at least
-    return verdict
+    """The verdict of the policy (None: the built-in one) on a new flow. An end may be one of the policy's hosts too. NotFoundError for a name that is none."""
+    verdicts = _verdicts(policy, _ends(policy, directory, source), _ends(policy, directory, destination), protocol, port)
+    first = next(verdicts)  # each name stands for one end at least
+    return first if not first.allowed else next((verdict for verdict in verdicts if not verdict.allowed), first)
+
+
+def _ends(policy: Policy | None, directory: Directory, text: str) -> tuple[End, ...]:
+    try:
+        return directory.ends(text)
+    except NotFoundError:
+        host = None if policy is None else policy.hosts.get(text)
+        if host is None:
+            raise
+        return tuple(replace(end, name=text) for end in directory.ends(str(host.network_address)))
+
+
+def _verdicts(policy: Policy | None, sources: Iterable[End], destinations: tuple[End, ...], protocol: int, port: int | None) -> Iterator[Verdict]:
+    return (decide(policy, source, destination, protocol, port) for source in sources for destination in destinations)
+
+
+# --- tests of a policy
 
 
 def run_tests(policy: Policy, directory: Directory) -> tuple[TestResult, ...]:
-    """The policy's own tests, on the nodes there are. A name that stands for nobody fails its test."""
+    """The policy's own tests, on the nodes there are. `accept` wants every pair of what is named allowed, `deny` none; a group without members has none."""
     return tuple(
-        TestResult(test, target, port, wanted, _tested(policy, directory, test, target, port))
+        TestResult(test, target, port, wanted, _tested(policy, directory, test, target, port, wanted=wanted))
         for test in policy.tests
         for wanted, targets in ((True, test.accept), (False, test.deny))
         for target, port in targets
     )
 
 
-def _tested(policy: Policy, directory: Directory, test: PolicyTest, target: str, port: int) -> Verdict:
-    protocol = TCP if test.protocol is None else test.protocol
-    nobody = End(test.source, _imagined())
+def _tested(policy: Policy, directory: Directory, test: PolicyTest, target: str, port: int, *, wanted: bool) -> Verdict:
+    """The first verdict that is not as wanted, else the last one."""
     sources, destinations = _ends_of_test(policy, directory, test.source), _ends_of_test(policy, directory, target)
-    verdict = Verdict(False, f"{test.source if not sources else target} stands for nobody", nobody, nobody)
-    for source in sources:
-        for destination in destinations:
-            verdict = decide(policy, source, destination, protocol, port)
-            if not verdict.allowed:
-                return verdict
+    empty = target if sources else test.source
+    verdict = Verdict(False, f"{empty} has no members", End(test.source, _imagined()), End(target, _imagined()))
+    for verdict in _verdicts(policy, sources, destinations, TCP if test.protocol is None else test.protocol, port):
+        if verdict.allowed != wanted:
+            return verdict
     return verdict
 
 
 def _ends_of_test(policy: Policy, directory: Directory, text: str) -> tuple[End, ...]:
+    """What a user, group, tag, host, address or prefix (its first address) stands for: one that is not there yet is imagined."""
     if text.startswith("group:"):
-        members = policy.groups.get(text, ())
-        return tuple(End(text, _imagined_member(directory, member)) for member in members)
+        return tuple(end for member in policy.groups[text] for end in _ends_of_member(directory, member))
+    if text.startswith("tag:"):
+        return directory.ends(text)
+    if "@" in text:
+        return _ends_of_member(directory, text)
     host = policy.hosts.get(text)
-    words = text if host is None else str(host.network_address)
+    words = text.strip("[]").partition("/")[0] if host is None else str(host.network_address)
     try:
-        return directory.ends(words)
+        return tuple(replace(end, name=text) for end in directory.ends(words))
     except NotFoundError:
-        return (End(text, _imagined_address(words)),) if "@" not in text else (End(text, _imagined_member(directory, text)),)
+        address = ipaddress.ip_address(words)
+        return (End(text, _imagined(), address, ipaddress.ip_network(address)),)
 
 
-def _imagined_member(directory: Directory, member: str) -> PolicyNode:
+def _ends_of_member(directory: Directory, member: str) -> tuple[End, ...]:
     try:
-        return directory.ends(member)[0].node
+        return directory.ends(member)
     except NotFoundError:
-        return PolicyNode(_NOBODY, UserId(-1), False, (), user_names=(member,), role="user")
+        number = -2 - int.from_bytes(member.lower().encode(), "big")  # each user that is not there is another one
+        return (End(member, PolicyNode(_NOBODY, UserId(number), False, (), user_names=(member,), role="user")),)
 
 
-def _imagined_address(text: str) -> PolicyNode:
-    try:
-        return PolicyNode(_NOBODY, UserId(-1), False, (ipaddress.ip_address(text.partition("/")[0]),))
-    except ValueError:
-        return _imagined()
+# --- one pair
 
 
 def decide(policy: Policy | None, source: End, destination: End, protocol: int, port: int | None) -> Verdict:
-    """The verdict on one pair."""
-    if source.node.id == destination.node.id and destination.address is None and source.node.id != _NOBODY:
-        return Verdict(True, "a node reaches itself", source, destination)
+    """The verdict on one pair: allowed where it is by one family of addresses."""
+    if source.node.id == destination.node.id != _NOBODY:
+        return Verdict(True, "a node reaches itself, and what it routes, without asking the policy", source, destination)
+    verdicts = [
+        _decide_pair(policy, replace(source, address=one), replace(destination, address=other), _protocol_of(one, other, protocol), port)
+        for one in source.faces()
+        for other in destination.faces()
+        if one is None or other is None or (one.version == other.version and (protocol != ICMPV6 or one.version == 6))
+    ]
+    if not verdicts:
+        return Verdict(False, "they have no family of addresses in common that this protocol is for", source, destination)
+    best = next((verdict for verdict in verdicts if verdict.allowed), verdicts[0])
+    missing = [verdict for verdict in verdicts if verdict.allowed != best.allowed]
+    only = f", by {best.destination.address} alone" if missing and source.address is None and destination.address is None else ""
+    return replace(best, reason=best.reason + only, source=source, destination=destination)
+
+
+def _protocol_of(source: Address | None, destination: Address | None, protocol: int) -> int:
+    known = source or destination
+    return ICMPV6 if protocol == ICMP and known is not None and known.version == 6 else protocol
+
+
+def _decide_pair(policy: Policy | None, source: End, destination: End, protocol: int, port: int | None) -> Verdict:
     if policy is None:
-        return _decide_builtin(source, destination)
-    near: Permit | None = None
+        return decide_builtin(source, destination)
+    near: tuple[Permit, Target] | None = None
     for permit in policy.permits:
-        if not is_source(permit, source):
+        by = source_of(permit, source)
+        if by is None:
             continue
         for target in permit.targets:
             if is_target(target, source, destination):
                 if any(service.accepts(protocol, port) for service in target.services):
-                    return Verdict(True, f"by the rule in line {permit.line}: {permit.text}", source, destination, permit)
-                near = near or permit
-    if near is not None:
-        return Verdict(
-            False, f"no rule allows {_asked(protocol, port)}; the one in line {near.line} allows {_offered(near, source, destination)}", source, destination
-        )
-    return Verdict(False, "no rule allows it", source, destination)
+                    way = f", through the router {destination.node.name} of {destination.route}" if destination.route and destination.node.name else ""
+                    matched = f"{by.text} to {target.selector.text}"
+                    return Verdict(True, f"by the rule in line {permit.line} ({matched}): {permit.text}{way}", source, destination, permit)
+                near = near or (permit, target)
+    if near is None:
+        return Verdict(False, "no rule has this source and this destination", source, destination)
+    permit, target = near
+    offered = ", ".join(dict.fromkeys(service_text(service) for service in target.services))
+    reason = f"no rule allows {_asked(protocol, port)} between them; the one in line {permit.line} ({target.selector.text}) allows {offered}"
+    return Verdict(False, reason, source, destination)
 
 
-def _decide_builtin(source: End, destination: End) -> Verdict:
+def decide_builtin(source: End, destination: End) -> Verdict:
+    """The built-in policy's verdict on one pair."""
     there = destination.node
-    if destination.address is not None:
+    if source.routed:
+        return Verdict(False, "built-in policy: what is behind a router reaches nobody (unless its router puts its own address on)", source, destination)
+    if destination.routed:
         return Verdict(True, "built-in policy: approved routes are reachable by all nodes", source, destination)
     if there.tagged:
         return Verdict(True, "built-in policy: tagged nodes are reachable by all nodes", source, destination)
-    if source.node.user is not None and source.node.user == there.user:
+    if _same_user(source, destination):
         return Verdict(True, "built-in policy: nodes of one user reach each other", source, destination)
     return Verdict(False, "built-in policy: nodes of different users do not reach each other", source, destination)
 
 
-def is_source(permit: Permit, source: End) -> bool:
-    if source.address is not None:
-        return any(selector.holds(source.address) for selector in permit.sources)
-    return any(selector.selects(source.node) for selector in permit.sources)
+def source_of(permit: Permit, source: End) -> Selector | None:
+    """The first of the rule's sources that means this one."""
+    return next((selector for selector in permit.sources if selector.means(source.node, source.address, routed=source.routed)), None)
 
 
 def is_target(target: Target, source: End, destination: End) -> bool:
-    there = destination.node
-    if destination.address is not None:
-        return target.selector.holds(destination.address)
+    """Whether the target means this destination, for this source."""
     if target.selector.kind == "self":
-        return source.address is None and not source.node.tagged and not there.tagged and source.node.user is not None and source.node.user == there.user
-    return target.selector.selects(there)
+        return not source.routed and not destination.routed and _same_user(source, destination)
+    return target.selector.means(destination.node, destination.address, routed=destination.routed)
 
 
-def _offered(permit: Permit, source: End, destination: End) -> str:
-    services = [service for target in permit.targets if is_target(target, source, destination) for service in target.services]
-    return ", ".join(dict.fromkeys(service_text(service) for service in services))
+def _same_user(source: End, destination: End) -> bool:
+    one, other = source.node, destination.node
+    return not one.tagged and not other.tagged and one.user is not None and one.user == other.user
+
+
+# --- words
 
 
 def _asked(protocol: int, port: int | None) -> str:

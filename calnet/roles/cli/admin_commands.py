@@ -128,7 +128,8 @@ def _print_diff(args: Namespace, result: object) -> None:
     for word, sign in (("gained", "+"), ("lost", "-")):
         for row in show.listing(document.get(word)):
             parts = [_comma(row.get(name)) for name in ("sources", "destinations", "services")]
-            lines.append(f"{sign} {parts[0]} -> {parts[1]}: {parts[2]}")
+            between = {"own": ", among each user's own", "others": ", between different users"}.get(str(row.get("between")), "")
+            lines.append(f"{sign} {parts[0]} -> {parts[1]}: {parts[2]}{between}")
     print_lines(lines or ["nobody gains or loses anything"])
 
 

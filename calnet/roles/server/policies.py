@@ -185,4 +185,4 @@ def _test_text(result: TestResult) -> str:
 
 
 def _shift_row(shift: Shift) -> Json:
-    return {"sources": list(shift.sources), "destinations": list(shift.destinations), "services": list(shift.services)}
+    return {"sources": list(shift.sources), "destinations": list(shift.destinations), "services": list(shift.services), "between": shift.between}

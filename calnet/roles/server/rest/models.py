@@ -5,7 +5,7 @@ The OpenAPI document is made of the same types. Requests refuse unknown fields, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -296,6 +296,8 @@ class Shift(Struct):
     sources: list[str]
     destinations: list[str]
     services: list[str]
+    between: Literal["any", "own", "others"]
+    """Whether all of these pairs are meant, those of one user's nodes alone, or those of different users' alone."""
 
 
 class PolicyDiff(Struct):
