@@ -7,7 +7,7 @@ A node stands for its addresses: it can be reached where one of them can, by a s
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -123,9 +123,10 @@ def imagined_of(user: UserId, user_names: tuple[str, ...], role: str) -> PolicyN
 
 def explain(policy: Policy | None, directory: Directory, source: str, destination: str, protocol: int, port: int | None) -> Verdict:
     """The verdict of the policy (None: the built-in one) on a new flow. An end may be one of the policy's hosts too. NotFoundError for a name that is none."""
-    verdicts = _verdicts(policy, _ends(policy, directory, source), _ends(policy, directory, destination), protocol, port)
-    first = next(verdicts)  # each name stands for one end at least
-    return first if not first.allowed else next((verdict for verdict in verdicts if not verdict.allowed), first)
+    pairs = [(one, other) for one in _ends(policy, directory, source) for other in _ends(policy, directory, destination)]
+    apart = [(one, other) for one, other in pairs if not _is_itself(one, other)]
+    verdicts = [decide(policy, one, other, protocol, port) for one, other in apart or pairs]
+    return next((verdict for verdict in verdicts if not verdict.allowed), verdicts[0])  # each name stands for one end at least
 
 
 def _ends(policy: Policy | None, directory: Directory, text: str) -> tuple[End, ...]:
@@ -138,15 +139,14 @@ def _ends(policy: Policy | None, directory: Directory, text: str) -> tuple[End, 
         return tuple(replace(end, name=text) for end in directory.ends(str(host.network_address)))
 
 
-def _verdicts(policy: Policy | None, sources: Iterable[End], destinations: tuple[End, ...], protocol: int, port: int | None) -> Iterator[Verdict]:
-    return (decide(policy, source, destination, protocol, port) for source in sources for destination in destinations)
-
-
 # --- tests of a policy
 
 
 def run_tests(policy: Policy, directory: Directory) -> tuple[TestResult, ...]:
-    """The policy's own tests, on the nodes there are. `accept` wants every pair of what is named allowed, `deny` none; a group without members has none."""
+    """The policy's own tests, on the nodes there are. `accept` wants every pair of what is named allowed, `deny` none; a group without members has none.
+
+    A node stands against itself as another of its kind would: what is asked is what the rules say.
+    """
     return tuple(
         TestResult(test, target, port, wanted, _tested(policy, directory, test, target, port, wanted=wanted))
         for test in policy.tests
@@ -160,9 +160,12 @@ def _tested(policy: Policy, directory: Directory, test: PolicyTest, target: str,
     sources, destinations = _ends_of_test(policy, directory, test.source), _ends_of_test(policy, directory, target)
     empty = target if sources else test.source
     verdict = Verdict(False, f"{empty} has no members", End(test.source, _imagined()), End(target, _imagined()))
-    for verdict in _verdicts(policy, sources, destinations, TCP if test.protocol is None else test.protocol, port):
-        if verdict.allowed != wanted:
-            return verdict
+    protocol = TCP if test.protocol is None else test.protocol
+    for source in sources:
+        for destination in destinations:
+            verdict = _decide_by_rules(policy, source, destination, protocol, port)
+            if verdict.allowed != wanted:
+                return verdict
     return verdict
 
 
@@ -196,8 +199,16 @@ def _ends_of_member(directory: Directory, member: str) -> tuple[End, ...]:
 
 def decide(policy: Policy | None, source: End, destination: End, protocol: int, port: int | None) -> Verdict:
     """The verdict on one pair: allowed where it is by one family of addresses."""
-    if source.node.id == destination.node.id != _NOBODY:
+    if _is_itself(source, destination):
         return Verdict(True, "a node reaches itself, and what it routes, without asking the policy", source, destination)
+    return _decide_by_rules(policy, source, destination, protocol, port)
+
+
+def _is_itself(source: End, destination: End) -> bool:
+    return source.node.id == destination.node.id != _NOBODY
+
+
+def _decide_by_rules(policy: Policy | None, source: End, destination: End, protocol: int, port: int | None) -> Verdict:
     verdicts = [
         _decide_pair(policy, replace(source, address=one), replace(destination, address=other), _protocol_of(one, other, protocol), port)
         for one in source.faces()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calnet.model import Address, NodeId, Prefix, UserId
-from calnet.policy.builtin import BuiltinPolicy, PolicyNode
+from calnet.policy.builtin import BuiltinPolicy
+from calnet.policy.engine import PolicyNode
 
 OVERLAY = (ipaddress.ip_network("100.70.0.0/24"), ipaddress.ip_network("fd00::/64"))
 LAN = ipaddress.ip_network("192.168.1.0/24")

@@ -81,7 +81,7 @@ def test_all_else_gets_administratively_prohibited_with_a_quote(me: str, peer: s
 @pytest.mark.parametrize(("me", "peer"), SIDES)
 def test_options_and_extension_headers_do_not_shift_the_answer(me: str, peer: str) -> None:
     options = {"options": b"\x01" * 8} if me == ME else {"ext": bytes((0, TCP, 0, 1, 4, 0, 0, 0, 0))}
-    found = answer(tcp(peer, me, 5000, 22, **options))
+    found = answer(tcp(peer, me, 5000, 22, **options))  # type: ignore[arg-type]
     assert found is not None
     assert ip_packets.is_sound(found)
     assert struct.unpack(">HHIIBB", transport(found)[:14]) == (22, 5000, 2, 0, 0x50, 0x04)
