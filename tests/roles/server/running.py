@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
+
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.server import CalnetServer
 from calnet.roles.server.settings import HostPort, ServerSettings
@@ -44,7 +46,8 @@ def running(directory: Path, store: str = "kv") -> Iterator[Running]:
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
         except BaseException as error:  # noqa: BLE001  told to the test, which fails with it
             failed.append(error)
             started.set()

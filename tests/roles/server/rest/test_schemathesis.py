@@ -17,7 +17,7 @@ from tests.roles.server.registries import Machine, done
 from tests.roles.server.running import Running, running
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance"
-EXAMPLES = 8
+EXAMPLES = 4
 
 
 @pytest.fixture(scope="module")
