@@ -6,7 +6,8 @@ much as it is long. A prefix that nodes route for others is a target of its rout
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
@@ -95,7 +96,7 @@ class CompiledPolicy:
     def __init__(self, policy: Policy, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = ()) -> None:
         self.reject = policy.reject
         self._overlay = tuple(overlay)
-        self._rules = [_Rule(permit) for permit in policy.permits]
+        self._rules = [_Rule(part) for permit in policy.permits for part in _by_family(permit)]
         self._nodes: dict[NodeId, PolicyNode] = {}
         self._of_user: dict[UserId, set[NodeId]] = {}
         for node in nodes:
@@ -184,6 +185,24 @@ class CompiledPolicy:
         if seen and seen <= rule.whole:
             return tuple(dict.fromkeys((*self._overlay, *rule.prefixes)))
         return tuple(dict.fromkeys((*rule.addresses(self._nodes), *rule.prefixes)))
+
+
+def _by_family(permit: Permit) -> Iterator[Permit]:
+    """The rule, in parts where it has sources of one family of addresses and targets of the other, which can't reach each other."""
+    sources = {family: tuple(one for one in permit.sources if _family(one) == family) for family in (0, 4, 6)}
+    targets = {_family(target.selector) for target in permit.targets}
+    if not (sources[4] and 6 in targets) and not (sources[6] and 4 in targets):
+        yield permit
+        return
+    for family, some in sources.items():
+        reached = tuple(target for target in permit.targets if not family or _family(target.selector) in (0, family))
+        if some and reached:
+            yield replace(permit, sources=some, targets=reached)
+
+
+def _family(selector: Selector) -> int:
+    """0 for both."""
+    return 0 if selector.prefix is None else selector.prefix.version
 
 
 def _source_prefixes(selectors: Iterable[Selector]) -> tuple[Prefix, ...]:

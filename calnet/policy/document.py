@@ -40,7 +40,8 @@ from calnet.policy.selectors import (
 )
 from calnet.wire.endpoints import overlaps
 
-MAX_PROBLEMS: Final = 50
+MAX_PROBLEMS: Final = 100
+"""More are counted, not told."""
 MAX_EXCERPT: Final = 300
 """Characters of a rule that people are shown."""
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -60,9 +61,12 @@ _ELSEWHERE: Final = {
     "disableIPv4": "that switch",
     "OneCGNATRoute": "that switch",
     "randomizeClientPort": "that switch (ports are random and kept)",
+    "services": "services",
     "app": "application grants (use ip)",
     "via": "routing by grants",
 }
+_OLD: Final = {"users": "src", "ports": "dst"}
+"""Names of before that Tailscale still reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,11 @@ def parse_policy(text: str) -> Policy:
     reader = _Reader(text)
     policy = reader.policy(document)
     if reader.problems:
-        raise PolicyError(tuple(sorted(reader.problems, key=lambda problem: (problem.line, problem.column))[:MAX_PROBLEMS]))
+        problems = sorted(reader.problems, key=lambda problem: (problem.line, problem.column))
+        more = problems[MAX_PROBLEMS:]
+        if more:
+            problems[MAX_PROBLEMS:] = [Problem(more[0].line, more[0].column, f"and {len(more)} more problems from here on")]
+        raise PolicyError(tuple(problems))
     return policy
 
 
@@ -258,7 +266,7 @@ class _Reader:
             wanted = {}
             for key in ("accept", "deny"):
                 wanted[key] = tuple(self._test_target(text, place) for text, place in self._texts(test[key].located if key in test else None, key))
-            if not wanted["accept"] and not wanted["deny"]:
+            if test and "accept" not in test and "deny" not in test:
                 self._complain(item.place, "a test needs accept or deny")
             found = [tuple(one for one in wanted[key] if one is not None) for key in ("accept", "deny")]
             yield PolicyTest(item.place.line, source, protocols[0] if protocols else None, *found)
@@ -280,7 +288,8 @@ class _Reader:
             return ()
         with self._at(member.located.place):
             value = member.located.value
-            return parse_protocols(str(value) if isinstance(value, int) and not isinstance(value, bool) else self._text_of(member.located, "proto"))
+            text = str(value) if isinstance(value, int) and not isinstance(value, bool) else self._text_of(member.located, "proto")
+            return parse_protocols(text) if text else ()
         return ()
 
     def _selectors(self, located: Located | None, what: str, kinds: frozenset[str]) -> Iterator[Selector]:
@@ -375,6 +384,8 @@ def _is_address(text: str) -> bool:
 def _unknown(key: str, known: tuple[str, ...], what: str) -> str:
     if key in _ELSEWHERE:
         return f"{key!r} is not supported: Calnet does not have {_ELSEWHERE[key]}"
+    if key in _OLD:
+        return f"{what} has no {key!r}: write {_OLD[key]}"
     close = difflib.get_close_matches(key.lower(), [word.lower() for word in known], 1)
     meant = next((word for word in known if close and word.lower() == close[0]), None)
     return f"{what} has no {key!r}" + (f": did you mean {meant}?" if meant else f"; it may have {', '.join(known)}")

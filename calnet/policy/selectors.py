@@ -22,6 +22,11 @@ OWNERS: Final = frozenset(("user", "group", "tag", "member", "role"))
 
 TESTED: Final = frozenset(("user", "group", "tag", "prefix"))
 """What the tests of a policy may name."""
+_INSTEAD: Final[Mapping[frozenset[str], str]] = {
+    SOURCES: "it is for destinations",
+    OWNERS: "write users, groups, tags, autogroup:member or roles such as autogroup:admin",
+    TESTED: "a test names users, groups, tags, hosts or addresses",
+}
 USER_NAME: Final = re.compile(r"[^\s@:*]+@[^\s@:*]*")
 """`alice@`, or an e-mail address."""
 
@@ -161,7 +166,7 @@ def parse_selector(text: str, names: Names, kinds: frozenset[str]) -> Selector:
     """The selector, of one of `kinds`; SelectorError."""
     selector = _selector(text, names)
     if selector.kind not in kinds:
-        raise SelectorError(f"{text!r} can't stand here")
+        raise SelectorError(f"{text!r} can't stand here: {_INSTEAD[kinds]}")
     return selector
 
 

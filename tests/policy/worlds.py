@@ -128,23 +128,25 @@ def allowed(policy: Json, source: Face, target: Face, protocol: int, port: int |
 
 
 def related(policy: Json, one: PolicyNode, other: PolicyNode) -> bool:
-    """Whether a rule has something of `one` as a source and something of `other` as a target."""
+    """Whether a rule has something of `one` as a source and something of `other` as a target, of one family of addresses."""
     rules = [(rule["src"], [text.rpartition(":")[0] for text in rule["dst"]]) for rule in policy.get("acls", [])]
     rules += [(grant["src"], grant["dst"]) for grant in policy.get("grants", [])]
-    return any(_any(policy, sources, one, one) and _any(policy, targets, other, one) for sources, targets in rules)
+    return any(_any(policy, sources, one, one, family) and _any(policy, targets, other, one, family) for sources, targets in rules for family in (4, 6))
 
 
-def _any(policy: Json, texts: list[str], subject: PolicyNode, asking: PolicyNode) -> bool:
-    mine = "autogroup:self" in texts and not subject.tagged and not asking.tagged and subject.user == asking.user
-    return mine or any(means(policy, text, face) for text in texts for face in faces(subject)) or any(_overlaps(policy, text, subject) for text in texts)
+def _any(policy: Json, texts: list[str], subject: PolicyNode, asking: PolicyNode, family: int) -> bool:
+    if "autogroup:self" in texts and not subject.tagged and not asking.tagged and subject.user == asking.user:
+        return True
+    within = [face for face in faces(subject) if face.address.version == family]
+    return any(means(policy, text, face) for text in texts for face in within) or any(_overlaps(policy, text, subject, family) for text in texts)
 
 
-def _overlaps(policy: Json, text: str, subject: PolicyNode) -> bool:
+def _overlaps(policy: Json, text: str, subject: PolicyNode, family: int) -> bool:
     try:
         prefix = ipaddress.ip_network(policy.get("hosts", {}).get(text, text).strip("[]"))
     except ValueError:
         return False
-    return any(prefix.version == route.version and prefix.overlaps(route) for route in subject.routes)
+    return any(prefix.version == route.version == family and prefix.overlaps(route) for route in subject.routes)
 
 
 # --- packets
