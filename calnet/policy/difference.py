@@ -80,10 +80,11 @@ def difference(old: Policy | None, new: Policy | None, nodes: Iterable[PolicyNod
     sources, targets = (_classes(places, number) for number in (0, 1))
     for sending in sources:
         for receiving in targets:
-            for between, source, target in _samples(sending, receiving):
-                before, after = (view.access(source, target, protocols) for view in views)
-                gained.add(sending, receiving, between, minus(after, before))
-                lost.add(sending, receiving, between, minus(before, after))
+            samples = list(_samples(sending, receiving))
+            accesses = [[view.access(source, target, protocols) for view in views] for _, source, target in samples]
+            kinds = [between for between, _, _ in samples]
+            gained.add(sending, receiving, kinds, [minus(after, before) for before, after in accesses])
+            lost.add(sending, receiving, kinds, [minus(before, after) for before, after in accesses])
     return Difference(gained.joined(), lost.joined())
 
 
@@ -230,22 +231,23 @@ class _Shifts:
         self._words, self._protocols = words, protocols
         self._found: dict[tuple[tuple[str, ...], str, int], tuple[list[_Place], dict[str, _Place]]] = {}
 
-    def add(self, sending: list[_Place], receiving: list[_Place], between: str, access: Access) -> None:
-        if access:
+    def add(self, sending: list[_Place], receiving: list[_Place], kinds: list[str], accesses: list[Access]) -> None:
+        """What pairs of each kind that occurs gain, or lose; where that is the same, it is said once."""
+        if all(access == accesses[0] for access in accesses):
+            kinds, accesses = [ANY], accesses[:1]
+        for between, access in zip(kinds, accesses, strict=False):
+            if not access:
+                continue
             _, targets = self._found.setdefault((access_texts(access, self._protocols), between, id(sending)), (sending, {}))
             targets.update((place.label, place) for place in receiving)
 
     def joined(self) -> tuple[Shift, ...]:
-        """As few as are left when sources with the same destinations, and then OWN and OTHERS that are alike, are one."""
+        """As few as are left when sources with the same destinations are one."""
         same: dict[tuple[tuple[str, ...], str, tuple[str, ...]], tuple[list[_Place], list[_Place]]] = {}
         for (services, between, _), (sending, targets) in self._found.items():
             sources, _ = same.setdefault((services, between, tuple(targets)), ([], list(targets.values())))
             sources += sending
-        shifts = [Shift(self._words.of(sources), self._words.of(targets), services, between) for (services, between, _), (sources, targets) in same.items()]
-        both = {(shift.sources, shift.destinations, shift.services) for shift in shifts if shift.between == OWN}
-        both &= {(shift.sources, shift.destinations, shift.services) for shift in shifts if shift.between == OTHERS}
-        merged = (Shift(*key) if (key := (shift.sources, shift.destinations, shift.services)) in both else shift for shift in shifts)
-        return tuple(dict.fromkeys(merged))
+        return tuple(Shift(self._words.of(sources), self._words.of(targets), services, between) for (services, between, _), (sources, targets) in same.items())
 
 
 # --- what is reached

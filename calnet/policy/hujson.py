@@ -156,10 +156,10 @@ class _Reader:
         found = _STRING.match(self._text, self._at)
         if found is None:
             raise self._error("a text that does not end on its line, or holds a character that has to be escaped")
-        self._at = found.end()
         value: str = json.loads(found[0])
         if not value.isprintable():
-            raise self._error("a text with a control character")
+            raise self._error("a text with a control character, or one that can't be seen")
+        self._at = found.end()
         return value
 
     def _skip(self) -> None:

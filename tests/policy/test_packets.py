@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calnet.policy.packets import flow_key, parse, reply_key
+from calnet.policy.packets import flow_key, parse, quoted_destination, reply_key, tcp_flags
 from tests.policy.craft import GRE, ICMPV6, TCP, UDP, icmp, ip, tcp, udp
 
 A4, B4, A6, B6 = "100.70.0.1", "100.70.0.2", "fd00::1", "fd00::2"
@@ -151,3 +152,24 @@ def test_changed_and_cut_packets_never_raise_and_both_ways_agree(packet: bytes, 
     assert (None if parsed is None else parsed.key) == flow_key(changed)
     if parsed is not None:
         assert reply_key(changed) == parsed.reply
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_quoted_destination_is_where_the_quoted_packet_went(a: str, b: str) -> None:
+    kind, router = (3, "192.0.2.1") if a == A4 else (1, "2001:db8::1")
+    there = ipaddress.ip_address(b).packed
+    for quote in (udp(a, b, 1, 2), tcp(a, b, 1, 2), tcp(a, b, 1, 2)[: 28 if a == A4 else 48]):
+        assert quoted_destination(icmp(router, a, kind, 0, quote)) == there
+    assert quoted_destination(icmp(router, a, kind, 0, udp(b, a, 1, 2))) == b""  # not sent by the error's receiver
+    assert quoted_destination(icmp(router, a, kind, 0, udp(B6 if a == A4 else B4, A6 if a == A4 else A4, 1, 2))) == b""
+    assert quoted_destination(icmp(router, a, kind, 0, b"")) == b""
+    for other in (udp(a, b, 1, 2), tcp(a, b, 1, 2), icmp(a, b, 8 if a == A4 else 128), ip(a, b, GRE, b""), b"", ip(a, b, ICMPV6 if a == A6 else 1, b"")):
+        assert quoted_destination(other) is None
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_tcp_flags_are_those_of_a_whole_header_alone(a: str, b: str) -> None:
+    assert tcp_flags(tcp(a, b, 1, 2, flags=0x12)) == 0x12
+    assert tcp_flags(tcp(a, b, 1, 2, flags=0x12, more=True)) == 0x12
+    for other in (udp(a, b, 1, 2), ip(a, b, TCP, bytes(19)), ip(a, b, TCP, bytes(40), offset=64), tcp(a, b, 1, 2)[:-1], b""):
+        assert tcp_flags(other) is None
