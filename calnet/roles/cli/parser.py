@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Convert = Callable[[str], object]
 
 DAEMON_SECRETS = ("auth-key", "auth_key", "token", "password", "secret", "client-secret", "client_secret")
+TABLES = ("oidc",)
+"""Tables of a configuration file that the role itself reads."""
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -94,6 +96,7 @@ class Parser(argparse.ArgumentParser):
         given = vars(args)
         given.update({setting.dest: value for setting in self.settings if setting.dest not in given for value in self._from(setting, environment)})
         config = read_config(str(given["config"]), self) if given.get("config") else {}
+        given["tables"] = config.pop("tables", {})
         for setting in self.settings:
             given.setdefault(setting.dest, config.get(setting.dest, setting.default))
         for name, default in self.positionals.items():
@@ -124,10 +127,12 @@ def read_config(path: str, parser: Parser) -> dict[str, object]:
         raise ConfigError(f"the configuration file {path} can't be read: {getattr(error, 'strerror', None) or error}") from None
     if mode & 0o002:
         raise ConfigError(f"the configuration file {path} can be changed by every user: chmod 600 it")
-    if mode & 0o044 and any(_is_secret(key, value) for key, value in document.items()):
+    tables = {key: document.pop(key) for key in TABLES if key in document}
+    if mode & 0o044 and any(_is_secret(key, value) for part in (document, *tables.values()) if isinstance(part, dict) for key, value in part.items()):
         raise ConfigError(f"the configuration file {path} holds a secret and others can read it: chmod 600 it")
     known = {setting.dest: setting for setting in parser.settings if setting.dest not in ("config", "json")}
-    return {key.replace("-", "_"): _configured(path, known.get(key.replace("-", "_")), key, value) for key, value in document.items()}
+    values = {key.replace("-", "_"): _configured(path, known.get(key.replace("-", "_")), key, value) for key, value in document.items()}
+    return values | ({"tables": tables} if tables else {})
 
 
 def _configured(path: str, setting: Setting | None, key: str, value: object) -> object:

@@ -25,6 +25,13 @@ MAX_STRANGERS: Final = 1024
 MAX_STRANGERS_PER_SOURCE: Final = 256
 
 
+class LoginUrls(Protocol):
+    """What single sign-on offers machines that wait."""
+
+    async def login_url(self, code: str) -> str:
+        """Where a person signs in for the machine with this approval code; empty where that can't be done now."""
+
+
 class Session(Protocol):
     """What the hub needs of a control session."""
 
@@ -65,6 +72,8 @@ class ControlHub:
         self._dirty: set[NodeId] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._closing = False
+        self.signin: LoginUrls | None = None
+        """Single sign-on, where it is configured."""
 
     def __len__(self) -> int:
         return len(self._sessions)

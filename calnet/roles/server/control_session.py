@@ -33,6 +33,7 @@ from calnet.model import ControlKey, DiscoveryKey, Endpoint, Netmap, NodeId, Nod
 from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, CLOSE_TRY_LATER, Connection
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.durable import durable
+from calnet.roles.server.names import printable
 from calnet.roles.server.settings import PublicUrl
 from calnet.roles.server.standing import NodeState, RegisterRequest
 from calnet.wire import control
@@ -189,10 +190,10 @@ class ControlSession:
         if len(self._queue) < MAX_QUEUED_CANDIDATES:
             self._say(control.Candidates(sender, endpoints))
 
-    def _tell(self, state: NodeState, code: str, request: int = 0) -> None:
+    def _tell(self, state: NodeState, code: str, request: int = 0, login_url: str = "") -> None:
         if request or self._told != (state, code):
             self._told = (state, code)
-            self._say(control.State(state.value, code, request))
+            self._say(control.State(state.value, code, request, login_url))
 
     def _say(self, message: control.Message) -> None:
         if self._ending is None:
@@ -332,6 +333,8 @@ class ControlSession:
                 self._publish(self._active(), parse_endpoints(message.endpoints))
             case control.Candidates():
                 self._pass_candidates(message)
+            case control.Health():
+                self._take_health(message)
             case control.Ping():
                 self._say(control.Pong(message.number, self._hub.clock()))
             case control.Pong():
@@ -355,6 +358,11 @@ class ControlSession:
             self._registry.publish(node, endpoints)
         else:
             self._loop.call_later(1 / PUBLISHES_PER_S, self._publish_when_due, node)
+
+    def _take_health(self, message: control.Health) -> None:
+        self._count_request()
+        lines = ({"code": printable(line.code), "severity": printable(line.severity), "text": printable(line.text, 400)} for line in message.lines)
+        self._registry.set_health(self._registered(), tuple(lines))
 
     def _registered(self) -> NodeId:
         if self.node is None:
@@ -395,7 +403,10 @@ class ControlSession:
             self._say(control.Registered(message.request, standing.node, standing.key_expires))
             self.netmap_due()
         else:
-            self._tell(standing.state, standing.code, message.request)
+            url = ""
+            if standing.state is NodeState.PENDING and self._hub.signin is not None:
+                url = await self._hub.signin.login_url(standing.code)
+            self._tell(standing.state, standing.code, message.request, url)
 
     def _pass_candidates(self, message: control.Candidates) -> None:
         endpoints = parse_endpoints(message.endpoints)

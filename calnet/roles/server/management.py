@@ -74,6 +74,16 @@ class Management(Protocol):
         """The user of this identity, made at the first time; ForbiddenError for a suspended one."""
         return self._change("users.sign-in", lambda state: users.plan_sign_in(state, identity, self._clock()), terms)
 
+    def user_of_identity(self, issuer: str, subject: str) -> UserRecord | None:
+        """The user that signed in as this identity, if one did."""
+        state = self._state
+        user = state.by_identity.get((issuer, subject))
+        return None if user is None else state.users[user]
+
+    def lose_access(self, user: UserId) -> Future[None]:
+        """The provider no longer vouches for the user: sessions, tokens and nodes are of no use at once."""
+        return self._change("users.lose-access", lambda state: users.plan_lose_access(state, user, self._clock()))
+
     def user_record(self, user: UserId) -> UserRecord | None:
         """The user, if it is there."""
         return self._state.users.get(user)

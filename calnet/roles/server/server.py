@@ -9,7 +9,7 @@ import math
 import ssl
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -34,6 +34,9 @@ from calnet.roles.server.stun_service import StunService
 from calnet.roles.server.timing import Timing
 from calnet.roles.server.tls import TlsListener, tls_context
 from calnet.roles.server.web_protocol import BoundedWebSocketProtocol, bounded_http
+
+if TYPE_CHECKING:  # loaded where sign-in is configured
+    from calnet.roles.server.signin.signin import SignIn
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +84,15 @@ class CalnetServer:
         self._serving: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._admin: AdminSocket | None = None
+        self._signin = self._make_signin()
+        self._rechecking: asyncio.Task[None] | None = None
         self._api = Api(
             registry,
             clock=self._loop.time,
             random=random,
             relays=lambda: [{"url": settings_relay(self), "connected": len(self.relay)}],
             metrics=lambda: figures(registry, self.control, self.relay),
+            authenticators=() if self._signin is None else self._signin.authenticators(),
         )
 
     @classmethod
@@ -138,9 +144,12 @@ class CalnetServer:
     async def stop(self) -> None:
         """Tell every session, end every connection, close every socket. A second call does nothing."""
         self.drain()
-        if self._timer is not None:
-            self._timer.cancel()
-            await asyncio.gather(self._timer, return_exceptions=True)
+        for task in (self._timer, self._rechecking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._signin is not None:
+            await self._signin.close()
         await self._drained()
         if self._tls_listener is not None:
             self._tls_listener.close()
@@ -182,6 +191,8 @@ class CalnetServer:
         if self._tls is not None:
             self._tls_listener = self._listen_for_tls(self._uvicorn, self._tls)
         self._timer = self._loop.create_task(self._housekeep())
+        if self._signin is not None:
+            self._rechecking = self._loop.create_task(self._signin.run())
         self._accepting = True
 
     def _uvicorn_config(self) -> uvicorn.Config:
@@ -193,7 +204,7 @@ class CalnetServer:
             ready=lambda: self._accepting,
             gate=self._gate,
             trusted=trusted,
-            more=self._api.routes(),
+            more=[*self._api.routes(), *([] if self._signin is None else self._signin.routes())],
         )
         config = uvicorn.Config(
             app,
@@ -219,6 +230,15 @@ class CalnetServer:
         http: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
         make = partial(http, config=server.config, server_state=server.server_state, app_state={})
         return TlsListener(self._listener, context, make, gate=self._gate, trusted=lambda host: in_prefixes(host, trusted))
+
+    def _make_signin(self) -> SignIn | None:
+        if self.settings.oidc is None:
+            return None
+        from calnet.roles.server.signin.signin import SignIn
+
+        signin = SignIn(self.registry, self.settings.oidc, public_url=lambda: parse_url(self.url), clock=self._clock, random=self._random)
+        self.control.signin = signin
+        return signin
 
     def _changed_on_any_thread(self, change: Changed) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile

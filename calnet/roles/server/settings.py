@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from calnet.errors import UsageError
 from calnet.model import Prefix
+from calnet.roles.server.signin.settings import OidcSettings, parse_oidc
 
 DEFAULT_STATE_DIR: Final = "/var/lib/calnet-server"
 
@@ -69,6 +70,7 @@ class ServerSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     trusted_proxies: tuple[Prefix, ...] = ()
+    oidc: OidcSettings | None = None
 
     @property
     def tls(self) -> bool:
@@ -91,6 +93,7 @@ def settings_of(args: Namespace) -> ServerSettings:
         tls_cert=tls_cert,
         tls_key=tls_key,
         trusted_proxies=_proxies(getattr(args, "trusted_proxy", None)),
+        oidc=_oidc(args),
     )
 
 
@@ -128,6 +131,18 @@ def is_authority(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _oidc(args: Namespace) -> OidcSettings | None:
+    tables: dict[str, object] = getattr(args, "tables", {})
+    table = tables.get("oidc")
+    if table is None:
+        return None
+    if not isinstance(table, dict):
+        raise UsageError("oidc is a table in the configuration file: [oidc], and its settings below")
+    if _text(args, "url") is None and not table.get("redirect_url"):
+        raise UsageError("sign-in needs --url (or url in the configuration file): the provider sends browsers back there")
+    return parse_oidc(table)
 
 
 def _text(args: Namespace, name: str) -> str | None:

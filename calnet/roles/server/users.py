@@ -14,6 +14,7 @@ from calnet.roles.server.actors import Actor, Role
 from calnet.roles.server.founding import NEXT_USER, next_id
 from calnet.roles.server.names import check_name, free_name, name_from_hostname, printable
 from calnet.roles.server.powers import check_may_set_role
+from calnet.roles.server.registration import expired
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import AuthKeyRecord, Change, Delete, Put, SessionRecord, TokenRecord, UserRecord, key_of
 
@@ -111,6 +112,16 @@ def plan_sign_in(state: Snapshot, identity: Identity, now: float) -> tuple[Seque
     if record.role == OWNER and after.role != OWNER and _is_last_owner(state, record):
         after = replace(after, role=OWNER)  # somebody has to be
     return [Put(after)], after
+
+
+def plan_lose_access(state: Snapshot, user: UserId, now: float) -> tuple[Sequence[Change], None]:
+    """The provider no longer vouches for the user: its sessions end, its tokens are revoked, its nodes have to log in again. It may sign in anew, if it can."""
+    sessions: list[Change] = [Delete(key_of(session)) for session in state.sessions.values() if session.user == user]
+    tokens = [Put(replace(token, revoked_at=now)) for token in state.tokens.values() if token.user == user and token.revoked_at is None]
+    nodes = [
+        Put(expired(node, now)) for node in state.nodes.values() if node.user == user and node.name and (node.key_expires is None or node.key_expires > now)
+    ]
+    return [*sessions, *tokens, *nodes], None
 
 
 def _with_claims(record: UserRecord, identity: Identity, now: float) -> UserRecord:

@@ -16,6 +16,7 @@ import uvloop
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.server import CalnetServer
 from calnet.roles.server.settings import HostPort, ServerSettings
+from calnet.roles.server.signin.settings import OidcSettings
 from calnet.store.opening import open_store
 
 
@@ -29,9 +30,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(directory: Path, store: str = "kv") -> Iterator[Running]:
+def running(directory: Path, store: str = "kv", *, port: int = 0, oidc: OidcSettings | None = None) -> Iterator[Running]:
     """A server that serves as long as the context."""
-    settings = ServerSettings(state_dir=directory, listen=HostPort("127.0.0.1", 0), stun_listen=HostPort("127.0.0.1", 0), store=store)
+    listen = HostPort("127.0.0.1", port)
+    settings = ServerSettings(state_dir=directory, listen=listen, stun_listen=HostPort("127.0.0.1", 0), store=store, oidc=oidc)
     registry = Registry(open_store(store, directory), clock=time.time, random=os.urandom)
     started, stop = threading.Event(), asyncio.Event()
     found: list[tuple[asyncio.AbstractEventLoop, str]] = []
