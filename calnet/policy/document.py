@@ -47,7 +47,7 @@ MAX_EXCERPT: Final = 300
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _NOWHERE: Final = ipaddress.ip_network("0.0.0.0/32")
 """Stands for a host whose address can't be read, so that the rules that name it are not complained of too."""
-_SECTIONS: Final = ("groups", "tagOwners", "hosts", "acls", "grants", "autoApprovers", "tests", "defaultAction")
+SECTIONS: Final = ("groups", "tagOwners", "hosts", "acls", "grants", "autoApprovers", "tests", "defaultAction")
 _ELSEWHERE: Final = {
     "ssh": "SSH rules",
     "sshTests": "SSH rules",
@@ -149,7 +149,7 @@ class _Reader:
         self._names = Names()
 
     def policy(self, document: Located) -> Policy:
-        sections = self._members(document, "a policy", _SECTIONS)
+        sections = self._members(document, "a policy", SECTIONS)
         groups = self._groups(sections.get("groups"))
         hosts = self._hosts(sections.get("hosts"))
         tags = frozenset(key for key, _ in self._pairs(sections.get("tagOwners"), quiet=True))

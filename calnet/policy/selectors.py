@@ -52,7 +52,7 @@ _PROTOCOLS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 PROTOCOL_NAMES: Final[Mapping[int, str]] = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 """For people; a policy may name more."""
-_AUTOGROUPS: Final[Mapping[str, tuple[str, str]]] = {
+AUTOGROUPS: Final[Mapping[str, tuple[str, str]]] = {
     "member": ("member", ""),
     "members": ("member", ""),
     "tagged": ("tagged", ""),
@@ -202,9 +202,9 @@ def _autogroup(text: str) -> Selector:
     name = text.removeprefix("autogroup:")
     if name in _NOT_YET:
         raise SelectorError(f"{text} is not supported: {_NOT_YET[name]}")
-    if name not in _AUTOGROUPS:
-        raise SelectorError(f"there is no {text}; there are {', '.join(sorted(f'autogroup:{known}' for known in _AUTOGROUPS))}")
-    kind, role = _AUTOGROUPS[name]
+    if name not in AUTOGROUPS:
+        raise SelectorError(f"there is no {text}; there are {', '.join(sorted(f'autogroup:{known}' for known in AUTOGROUPS))}")
+    kind, role = AUTOGROUPS[name]
     return Selector(kind, text, frozenset((role,)) if role else frozenset())
 
 
