@@ -27,6 +27,8 @@ class TunnelPeerConfig:
     kind: PeerKind = PeerKind.CALNET
     psk: bytes | None = None
     allowed: tuple[Prefix, ...] = ()
+    also_from: tuple[Prefix, ...] = ()
+    """Prefixes that another peer routes now, and that this one may route: packets from there are its to bring, none are sent there."""
     keepalive_s: int = 0
     key_expires: float | None = None
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, ValuesView
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import AuthenticationError, WireError
-from calnet.model import Buffer, NodeId, PeerKind, Source
+from calnet.model import Buffer, NodeId, PeerKind, Prefix, Source
 from calnet.tunnel import handshake
 from calnet.tunnel.constants import (
     HANDSHAKE_INITIATION_RATE,
@@ -63,6 +63,8 @@ class Tunnel:
         self._peers: dict[NodeId, TunnelPeer] = {}
         self._by_key: dict[bytes, TunnelPeer] = {}
         self._table: PrefixTable[TunnelPeer] = PrefixTable(())
+        self._backups: dict[NodeId, PrefixTable[Prefix]] = {}
+        self._prefixes: PrefixTable[Prefix] = PrefixTable(())
         self._sessions: dict[int, Session] = {}
         self._pending: dict[int, TunnelPeer] = {}
         self._deadline = NEVER
@@ -112,7 +114,13 @@ class Tunnel:
 
     def owns(self, peer: TunnelPeer, source_address: bytes) -> bool:
         """Cryptokey routing: whether a packet from this inner source may come from this peer. An address routed to a longer prefix's owner may not."""
-        return self._table.lookup(source_address) is peer
+        return self._table.lookup(source_address) is peer or (bool(peer.config.also_from) and self._may_bring(peer, source_address))
+
+    def _may_bring(self, peer: TunnelPeer, source_address: bytes) -> bool:
+        """Whether a backup router may: the longest prefix that holds the address is one of those that it may route."""
+        backups = self._backups.get(peer.id)
+        prefix = None if backups is None else backups.lookup(source_address)
+        return prefix is not None and prefix == self._prefixes.lookup(source_address)
 
     # --- The data path ---
 
@@ -357,6 +365,10 @@ class Tunnel:
     def _index_peers(self) -> None:
         self._by_key = {key: peer for peer in self._peers.values() for key in reversed(peer.config.keys)}
         self._table = PrefixTable((prefix, peer) for peer in self._peers.values() for prefix in peer.config.allowed)
+        routers = [peer for peer in self._peers.values() if peer.config.also_from]
+        self._backups = {peer.id: PrefixTable((prefix, prefix) for prefix in peer.config.also_from) for peer in routers}
+        everything = (prefix for peer in self._peers.values() for prefix in (*peer.config.allowed, *peer.config.also_from))
+        self._prefixes = PrefixTable((prefix, prefix) for prefix in everything) if routers else PrefixTable(())
 
     def _remove(self, peer: TunnelPeer) -> list[TunnelEffect]:
         del self._peers[peer.id]

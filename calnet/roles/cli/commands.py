@@ -113,6 +113,7 @@ def _preferences(parser: Parser) -> None:
 def _up(parser: Parser) -> None:
     parser.value("--server", values.url, "the server's URL; kept from then on", metavar="URL")
     parser.value("--auth-key", str, KEY_HELP, metavar="KEY", environment=False)
+    parser.switch("--qr", "show the login's URL as a QR code too", environment=False)
     _preferences(parser)
     parser.value("--timeout", values.duration, "give up after this long, counted from the key or the approval", metavar="TIME", default=30.0, shown="30s")
     _socket(parser)

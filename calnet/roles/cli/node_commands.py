@@ -30,6 +30,9 @@ def tell(event: show.Json) -> None:
     """Print what the daemon wants a person to know meanwhile, to stderr."""
     if "login_url" in event:
         _say(f"to log in, open: {show.clean(event['login_url'])}")
+        lines = event.get("qr")
+        for line in lines if isinstance(lines, list) else ():
+            _say(show.clean(line))
     if "say" in event:
         _say(show.clean(event["say"]))
     elif "approve_code" in event:
@@ -57,6 +60,8 @@ def _log_in(args: Namespace, op: str) -> int:
 
         words["auth_key"] = secret(args.auth_key)
     words["timeout_s"] = args.timeout
+    if args.qr:
+        words["qr"] = True
     waiting: list[str] = []
 
     def on_event(event: show.Json) -> None:

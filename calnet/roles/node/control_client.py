@@ -52,7 +52,7 @@ class ControlEvents(Protocol):
     def server_key_wrong(self, error: AuthenticationError) -> None:
         """The server at our URL did not prove the pinned key."""
 
-    def standing_changed(self, state: str, code: str) -> None:
+    def standing_changed(self, state: str, code: str, login_url: str = "") -> None:
         """Where this machine stands now."""
 
     def netmap_arrived(self, netmap: Netmap) -> None:
@@ -94,6 +94,11 @@ class ControlClient:
         self._last_sent = 0.0
         self._reconnecting = Reconnecting(random)
         self.connected = False
+
+    @property
+    def session(self) -> object:
+        """Another object in each session; None without one."""
+        return self._channel
 
     @property
     def last_heard(self) -> float:
@@ -153,6 +158,10 @@ class ControlClient:
     def candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         """Send our candidates to one peer; dropped without a session."""
         self._queue(control.Candidates(peer, tuple(str(endpoint) for endpoint in endpoints[: control.MAX_ENDPOINTS])))
+
+    def health(self, lines: tuple[control.HealthLine, ...]) -> None:
+        """Tell the server how this node is; dropped without a session."""
+        self._queue(control.Health(lines))
 
     def subscribe(self) -> None:
         """Ask for the netmap, once a session."""
@@ -286,7 +295,7 @@ class ControlClient:
                     self._server_time(message.server_time)
             case control.State():
                 self._answer(message.request, message)
-                self._events.standing_changed(message.state, message.code)
+                self._events.standing_changed(message.state, message.code, message.login_url)
             case control.Registered() | control.Done():
                 self._answer(message.request, message)
             case control.Refused():

@@ -70,6 +70,8 @@ class ControlLink:
         self.netmap: Netmap | None = None
         """As the server sent it."""
         self.standing, self.approve_code = UNKNOWN, ""
+        self.login_url = ""
+        """Where a person signs in for this machine while it waits; empty without single sign-on."""
         self.clock_offset = 0.0
         """Server time minus this machine's, in seconds."""
         self.endpoints: tuple[Endpoint, ...] = ()
@@ -212,10 +214,12 @@ class ControlLink:
             log.error("server_key_changed pinned=%s error=%s", encode_key(self._state.server_key or b""), error)
         self.key_error = error
 
-    def standing_changed(self, state: str, code: str) -> None:
+    def standing_changed(self, state: str, code: str, login_url: str = "") -> None:
         """Where the server says this machine stands. What takes access away ends the data path and forgets the netmap."""
         if state != self.standing:
             log.info("standing state=%s", shown(state))
+        same_wait = state == PENDING == self.standing and code == self.approve_code
+        self.login_url = login_url or (self.login_url if same_wait else "")
         self.standing, self.approve_code = state, code
         if state in REFUSING:
             try:

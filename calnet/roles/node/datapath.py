@@ -591,6 +591,7 @@ def _tunnel_config(peer: Peer, accept_routes: bool) -> TunnelPeerConfig:
         kind=peer.kind,
         psk=peer.preshared_key,
         allowed=(*_hosts(peer.addresses), *(peer.routes if accept_routes else ())),
+        also_from=peer.backup_routes if accept_routes else (),
         keepalive_s=peer.keepalive_s,
         key_expires=peer.key_expires,
     )

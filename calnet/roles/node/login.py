@@ -15,6 +15,7 @@ from calnet.roles.node.control_client import ControlClient
 from calnet.roles.node.control_link import ACTIVE, PENDING, REFUSING, UNKNOWN
 from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.overview import health_lines
+from calnet.roles.node.qr import qr_lines
 from calnet.roles.node.state import NodeState
 from calnet.roles.node.underlay import parse_server
 from calnet.wire import control
@@ -36,6 +37,8 @@ class UpRequest:
     accept_routes: bool | None = None
     timeout_s: float = 30.0
     renew: bool = False
+    qr: bool = False
+    """Show the login's URL as a QR code too."""
 
 
 class Logins:
@@ -101,12 +104,17 @@ class Logins:
         daemon = self._daemon
         client = await self.connected(request.timeout_s)
         fresh = request.renew or daemon.control.standing in REFUSING or daemon.state.logged_out
-        if fresh or (daemon.control.standing == PENDING and request.auth_key) or not daemon.state.registered:
+        waiting_anew = daemon.control.standing == PENDING and (request.auth_key or not daemon.control.login_url)
+        if fresh or waiting_anew or not daemon.state.registered:
             await self._register(client, request)
         if daemon.control.standing != PENDING:
             return
         code = daemon.control.approve_code
-        await emit({"approve_code": code, "say": f"waiting for approval; on the server: calnet.pyz admin nodes approve {code}"})
+        event: dict[str, object] = {"approve_code": code, "say": f"waiting for approval; on the server: calnet.pyz admin nodes approve {code}"}
+        url = daemon.control.login_url
+        if url:
+            event = {"login_url": url, "code": code, "qr": qr_lines(url) if request.qr else []}
+        await emit(event)
         await daemon.until(lambda: daemon.control.standing != PENDING or not daemon.state.prefs.want_up, None)
         if daemon.control.standing != ACTIVE and daemon.control.standing != UNKNOWN:
             raise LoginNeededError(f"this machine was not approved: the server says {daemon.control.standing}")
@@ -155,7 +163,7 @@ class Logins:
         log.info("registered node_key_renewed=%s", daemon.state.keys.previous is not None)
         daemon.keys_changed()
         if isinstance(answer, control.State):
-            daemon.control.standing_changed(answer.state, answer.code)
+            daemon.control.standing_changed(answer.state, answer.code, answer.login_url)
         else:
             daemon.control.standing_changed(ACTIVE, "")
 

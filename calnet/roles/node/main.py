@@ -136,6 +136,7 @@ async def _serve(settings: Settings) -> int:
     from calnet.roles.node.login import Logins
     from calnet.roles.node.opening import engine_opener
     from calnet.roles.node.operations import Operations
+    from calnet.roles.node.reporting import report_health
     from calnet.roles.node.state import StateDirectory
     from calnet.roles.node.underlay import fetch_server_key, websocket_dial
 
@@ -173,8 +174,10 @@ async def _serve(settings: Settings) -> int:
             try:
                 await daemon.start()
                 started.set()
+                reporting = asyncio.create_task(report_health(daemon))
                 _ready(settings)
                 await stop.wait()
+                reporting.cancel()
                 notify("STOPPING=1")
             finally:
                 await listening.close()

@@ -202,6 +202,7 @@ class Operations:
         return UpRequest(
             server=_text(args, "server", None) or None,
             auth_key=_text(args, "auth_key", "") or "",
+            qr=bool(args.get("qr")),
             hostname=None if hostname is None else _checked_hostname(hostname),
             advertise_routes=None if advertised is None else check_advertised(advertised, self._overlay()),
             accept_routes=_flag(args, "accept_routes"),

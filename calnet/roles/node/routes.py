@@ -99,16 +99,18 @@ def _concerns(pin: Pin, peer: Peer) -> bool:
 
 
 def _with_fit_routes(peer: Peer, overlay: tuple[Prefix, ...], pinned: list[Address], findings: list[Finding]) -> Peer:
-    fit = []
-    for route in peer.routes:
+    refused: set[Prefix] = set()
+    for route in (*peer.routes, *peer.backup_routes):
         why = unfit(route, overlay)
         if why is None and any(address in route for address in pinned):
             why = "it holds a pinned peer's address"
-        if why is None:
-            fit.append(route)
-        else:
+        if why is not None:
+            refused.add(route)
             findings.append(Finding("route-refused", f"the route {route} of {peer.name} is not used: {why}"))
-    return peer if len(fit) == len(peer.routes) else replace(peer, routes=tuple(fit))
+    if not refused:
+        return peer
+    fit, backup = (tuple(route for route in routes if route not in refused) for routes in (peer.routes, peer.backup_routes))
+    return replace(peer, routes=fit, backup_routes=backup)
 
 
 def unfit(route: Prefix, overlay: Iterable[Prefix]) -> str | None:
