@@ -611,17 +611,11 @@ def test_new_index_taken_already_is_drawn_again() -> None:
 
 
 def test_backup_router_may_bring_what_it_may_route_and_is_sent_nothing() -> None:
-    world = World()
-    alice = world.node(1)
-    configs = [
-        TunnelPeerConfig(NodeId(2), private_key("2").public, allowed=(ip_network("10.1.0.0/16"),)),
-        TunnelPeerConfig(NodeId(3), private_key("3").public, also_from=(ip_network("10.1.0.0/16"),)),
-        TunnelPeerConfig(NodeId(4), private_key("4").public, allowed=(ip_network("10.1.5.0/24"),)),
-    ]
-    alice.tunnel.configure(configs, world.now, WALL)
-    primary, backup = alice.tunnel.peer(NodeId(2)), alice.tunnel.peer(NodeId(3))
-    assert primary is not None
-    assert backup is not None
+    world, alice, bob = pair()
+    carol, dave = world.add(3), world.add(4)
+    lan, part = ip_network("10.1.0.0/16"), ip_network("10.1.5.0/24")
+    alice.configure(config_of(bob, allowed=(lan,)), config_of(carol, allowed=(), also_from=(lan,)), config_of(dave, allowed=(part,)))
+    primary, backup = alice.peer_with(2), alice.peer_with(3)
     source = bytes([10, 1, 2, 3])
     assert alice.tunnel.lookup(source) is primary
     assert alice.tunnel.owns(primary, source)
