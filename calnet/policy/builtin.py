@@ -2,7 +2,7 @@
 
 Who reaches whom here is enough for both: each node's packet filter, and who learns of whom (a node sees those it may reach and those that may reach it).
 A filter has to tell apart only the nodes that its node sees, since cryptokey routing lets nobody else speak: where all of them may reach it, its rule
-names the whole overlay, and does not change with every node that comes.
+names the whole overlay, or all but a few addresses of it, and does not change with every node that comes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final
 
-from calnet.model import FilterRule, NodeId, Prefix, UserId
+from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
 from calnet.policy.engine import PolicyNode
-from calnet.policy.prefixes import collapsed
+from calnet.policy.prefixes import HOLE_COST, collapsed, without
 
 TEXT: Final = """\
 # The built-in policy: it holds until another is set.
@@ -28,9 +28,11 @@ class BuiltinPolicy:
 
     reject = False
 
-    def __init__(self, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = ()) -> None:
-        """`overlay` are the prefixes that every node's addresses are in."""
+    def __init__(self, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = (), *, hole_cost: int = HOLE_COST) -> None:
+        """`overlay` are the prefixes that every node's addresses are in. Above `hole_cost` sources for each node in sight that is none, a filter names the
+        overlay without those."""
         self._overlay = tuple(overlay)
+        self._hole_cost = hole_cost
         self._nodes: dict[NodeId, PolicyNode] = {}
         self._of_user: dict[UserId, set[NodeId]] = {}
         self._public: set[NodeId] = set()
@@ -40,6 +42,8 @@ class BuiltinPolicy:
 
     def put(self, node: PolicyNode) -> None:
         """Add a node, or replace the one with its id."""
+        if self._nodes.get(node.id) == node:
+            return
         self.remove(node.id)
         self._nodes[node.id] = node
         if node.user is not None:
@@ -47,11 +51,14 @@ class BuiltinPolicy:
             self._of_user.setdefault(node.user, set()).add(node.id)
         if node.tagged or node.routes:
             self._public.add(node.id)
+            self._sources.clear()
 
     def remove(self, node_id: NodeId) -> None:
         """Forget a node; nothing happens where it is unknown."""
         node = self._nodes.pop(node_id, None)
-        self._public.discard(node_id)
+        if node_id in self._public:
+            self._public.remove(node_id)
+            self._sources.clear()
         if node is not None and node.user is not None:
             self._sources.pop(node.user, None)
             self._of_user[node.user].discard(node_id)
@@ -97,10 +104,16 @@ class BuiltinPolicy:
             return ()
         if self._public <= mates and (node.id not in self._public or len(mates) == len(self._nodes)):
             return self._overlay
+        if node.id in self._public:
+            return collapsed(self._addresses(mates))
         if node.user not in self._sources:
-            addresses = [address for mate in mates for address in self._nodes[mate].addresses]
-            self._sources[node.user] = collapsed(addresses)
+            others = self._public - mates
+            few = len(others) * self._hole_cost < len(mates)  # then the filter does not change with every node that comes
+            self._sources[node.user] = without(self._overlay, self._addresses(others)) if few else collapsed(self._addresses(mates))
         return self._sources[node.user]
+
+    def _addresses(self, nodes: Iterable[NodeId]) -> list[Address]:
+        return [address for node in nodes for address in self._nodes[node].addresses]
 
 
 def _hosts_of(node: PolicyNode) -> tuple[Prefix, ...]:

@@ -7,81 +7,77 @@ much as it is long. A prefix that nodes route for others is a target of its rout
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from calnet.model import FilterRule, NodeId, Prefix, UserId
+from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
 from calnet.policy.document import Permit, Policy
 from calnet.policy.engine import PolicyNode
-from calnet.policy.prefixes import collapsed
-from calnet.policy.selectors import Selector, Target
+from calnet.policy.prefixes import HOLE_COST, collapsed, without
+from calnet.policy.selectors import Selector, Service
 
 ALL: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
-class _Target:
-    """One target of a rule, with the nodes that it means and the routers of what it means."""
+class _Selected:
+    """What one selector means of the nodes there are. Rules that name the same share it."""
 
-    def __init__(self, target: Target) -> None:
-        self.selector, self.services = target.selector, target.services
-        self.mine = target.selector.kind == "self"
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
         self.nodes: set[NodeId] = set()
         self.routers: dict[NodeId, tuple[Prefix, ...]] = {}
+        """What each router has of it."""
 
     def put(self, node: PolicyNode) -> None:
         if self.selector.selects(node):
             self.nodes.add(node.id)
-        parts = _parts(self.selector, node)
-        if parts:
-            self.routers[node.id] = parts
+        parts = [self.selector.part_of(route) for route in node.routes]
+        if any(parts):
+            self.routers[node.id] = tuple(part for part in parts if part is not None)
 
     def remove(self, node: NodeId) -> None:
         self.nodes.discard(node)
         self.routers.pop(node, None)
 
     def destinations(self, node: PolicyNode) -> list[Prefix]:
-        """What of the node, and of what it routes, this target means."""
+        """What of the node, and of what it routes, is meant."""
         found: list[Prefix] = []
-        if node.id in self.nodes or (self.mine and not node.tagged):
+        if node.id in self.nodes or (self.selector.kind == "self" and not node.tagged):
             whole = self.selector.kind != "prefix"
             found += [ip_network(address) for address in node.addresses if whole or self.selector.holds(address)]
         return [*found, *self.routers.get(node.id, ())]
 
 
-class _Rule:
-    """One rule, with the nodes that are its sources."""
+class _Sources:
+    """The sources of a rule on the nodes there are. Rules with the same sources share them."""
 
-    def __init__(self, permit: Permit) -> None:
-        self._selectors = permit.sources
-        self.targets = [_Target(target) for target in permit.targets]
+    def __init__(self, selectors: tuple[Selector, ...]) -> None:
+        self._selectors = selectors
         self.nodes: set[NodeId] = set()
-        self.routers: set[NodeId] = set()
-        """They route addresses that are sources."""
-        self.prefixes = _source_prefixes(permit.sources)
         self.whole: set[NodeId] = set()
         """Those of `nodes` that are sources with all of their addresses, not only with those in a source prefix."""
+        self.routers: set[NodeId] = set()
+        """They route addresses that are sources."""
+        everybody = any(selector.kind == "any" for selector in selectors)
+        self.prefixes = ALL if everybody else tuple(dict.fromkeys(selector.prefix for selector in selectors if selector.prefix is not None))
         self._addresses: tuple[Prefix, ...] | None = None
 
     def put(self, node: PolicyNode) -> None:
-        selecting = [selector for selector in self._selectors if selector.selects(node)]
-        if selecting:
+        kinds = {selector.kind for selector in self._selectors if selector.selects(node)}
+        if kinds:
             self.nodes.add(node.id)
+        if kinds - {"prefix"}:
+            self.whole.add(node.id)
             self._addresses = None
-            if any(selector.kind != "prefix" for selector in selecting):
-                self.whole.add(node.id)
-        if any(_parts(selector, node) for selector in self._selectors):
+        if any(selector.part_of(route) for selector in self._selectors for route in node.routes):
             self.routers.add(node.id)
-        for target in self.targets:
-            target.put(node)
 
     def remove(self, node: NodeId) -> None:
-        if node in self.nodes:
+        if node in self.whole:
             self._addresses = None
-        for nodes in (self.nodes, self.routers, self.whole):
+        for nodes in (self.nodes, self.whole, self.routers):
             nodes.discard(node)
-        for target in self.targets:
-            target.remove(node)
 
     def addresses(self, nodes: dict[NodeId, PolicyNode]) -> tuple[Prefix, ...]:
         """Prefixes of the addresses of the nodes that are sources whole."""
@@ -90,26 +86,41 @@ class _Rule:
         return self._addresses
 
 
-class CompiledPolicy:
-    """Engine of a parsed policy. `overlay` are the prefixes that every node's addresses are in."""
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    sources: _Sources
+    targets: tuple[tuple[_Selected, tuple[Service, ...]], ...]
 
-    def __init__(self, policy: Policy, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = ()) -> None:
+
+class CompiledPolicy:
+    """Engine of a parsed policy. `overlay` are the prefixes that every node's addresses are in. `hole_cost` as in BuiltinPolicy."""
+
+    def __init__(self, policy: Policy, overlay: Iterable[Prefix], nodes: Iterable[PolicyNode] = (), *, hole_cost: int = HOLE_COST) -> None:
         self.reject = policy.reject
         self._overlay = tuple(overlay)
-        self._rules = [_Rule(part) for permit in policy.permits for part in _by_family(permit)]
+        self._hole_cost = hole_cost
+        self._selected: dict[Selector, _Selected] = {}
+        self._sources: dict[tuple[Selector, ...], _Sources] = {}
+        self._rules = [self._rule(part) for permit in policy.permits for part in _by_family(permit)]
         self._nodes: dict[NodeId, PolicyNode] = {}
         self._of_user: dict[UserId, set[NodeId]] = {}
         for node in nodes:
             self.put(node)
 
+    def _rule(self, permit: Permit) -> _Rule:
+        sources = self._sources.setdefault(permit.sources, _Sources(permit.sources))
+        return _Rule(sources, tuple((self._selected.setdefault(target.selector, _Selected(target.selector)), target.services) for target in permit.targets))
+
     def put(self, node: PolicyNode) -> None:
         """See Engine."""
+        if self._nodes.get(node.id) == node:
+            return  # what a node's coming and going makes anew is kept
         self.remove(node.id)
         self._nodes[node.id] = node
         if node.user is not None and not node.tagged:
             self._of_user.setdefault(node.user, set()).add(node.id)
-        for rule in self._rules:
-            rule.put(node)
+        for part in self._parts():
+            part.put(node)
 
     def remove(self, node_id: NodeId) -> None:
         """See Engine."""
@@ -118,8 +129,12 @@ class CompiledPolicy:
             return
         if node.user in self._of_user:
             self._of_user[node.user].discard(node_id)
-        for rule in self._rules:
-            rule.remove(node_id)
+        for part in self._parts():
+            part.remove(node_id)
+
+    def _parts(self) -> Iterator[_Sources | _Selected]:
+        yield from self._sources.values()
+        yield from self._selected.values()
 
     def visible(self, node_id: NodeId) -> set[NodeId]:
         """See Engine."""
@@ -129,16 +144,18 @@ class CompiledPolicy:
             return seen
         mates = self._mates(node)
         for rule in self._rules:
-            is_source = node_id in rule.nodes or node_id in rule.routers
-            for target in rule.targets:
+            sources = rule.sources
+            is_source = node_id in sources.nodes or node_id in sources.routers
+            for target, _ in rule.targets:
+                mine = target.selector.kind == "self"
                 if is_source:
-                    seen |= mates if target.mine else target.nodes
+                    seen |= mates if mine else target.nodes
                     seen |= target.routers.keys()
-                if target.mine and node_id in mates:
-                    seen |= rule.nodes & mates
+                if mine and node_id in mates:
+                    seen |= sources.nodes & mates
                 elif node_id in target.nodes or node_id in target.routers:
-                    seen |= rule.nodes
-                    seen |= rule.routers
+                    seen |= sources.nodes
+                    seen |= sources.routers
         seen.discard(node_id)
         return seen
 
@@ -153,38 +170,50 @@ class CompiledPolicy:
         if node is None:
             return ()
         seen = self.visible(node_id)
-        found: dict[FilterRule, None] = {}
+        sources: dict[tuple[_Sources, bool], tuple[Prefix, ...]] = {}
+        found: dict[tuple[_Sources, bool, tuple[Prefix, ...], Service], None] = {}
         for rule in self._rules:
-            for target in rule.targets:
+            for target, services in rule.targets:
                 destinations = tuple(dict.fromkeys(target.destinations(node)))
-                sources = self._sources(rule, target, node, seen) if destinations else ()
-                if sources:
-                    found.update((FilterRule(sources, destinations, service.protocols, service.ports), None) for service in target.services)
-        return tuple(found)
+                mine = target.selector.kind == "self"
+                if not destinations:
+                    continue
+                if (rule.sources, mine) not in sources:
+                    sources[rule.sources, mine] = self._sources_at(node, rule.sources, seen, mine=mine)
+                found.update(((rule.sources, mine, destinations, service), None) for service in services if sources[rule.sources, mine])
+        return tuple(FilterRule(sources[by, mine], destinations, service.protocols, service.ports) for by, mine, destinations, service in found)
 
     def _reaches(self, source: PolicyNode, there: PolicyNode) -> bool:
         for rule in self._rules:
-            if source.id in rule.nodes or source.id in rule.routers:
-                for target in rule.targets:
+            if source.id in rule.sources.nodes or source.id in rule.sources.routers:
+                for target, _ in rule.targets:
                     if there.id in target.nodes or there.id in target.routers:
                         return True
-                    if target.mine and source.id in rule.nodes and there.id in self._mates(source):
+                    if target.selector.kind == "self" and source.id in rule.sources.nodes and there.id in self._mates(source):
                         return True
         return False
 
     def _mates(self, node: PolicyNode) -> set[NodeId]:
         return set() if node.user is None or node.tagged else self._of_user.get(node.user, set())
 
-    def _sources(self, rule: _Rule, target: _Target, node: PolicyNode, seen: set[NodeId]) -> tuple[Prefix, ...]:
-        """The source prefixes of the rule at this node. It has to tell apart only the nodes that it sees, as cryptokey routing lets nobody else speak."""
-        if target.mine:
-            mates = (rule.nodes & self._mates(node)) - {node.id}
-            return self._overlay if seen and seen <= mates else collapsed(address for mate in mates for address in self._nodes[mate].addresses)
-        if rule.prefixes[: len(ALL)] == ALL:
+    def _sources_at(self, node: PolicyNode, sources: _Sources, seen: set[NodeId], *, mine: bool) -> tuple[Prefix, ...]:
+        """The source prefixes at this node. It has to tell apart only the nodes that it sees, as cryptokey routing lets nobody else speak."""
+        if mine:
+            mates = (sources.nodes & self._mates(node)) - {node.id}
+            return self._overlay_but(seen - mates, len(mates)) or collapsed(self._addresses(mates))
+        if sources.prefixes == ALL:
             return ALL
-        if seen and seen <= rule.whole:
-            return tuple(dict.fromkeys((*self._overlay, *rule.prefixes)))
-        return tuple(dict.fromkeys((*rule.addresses(self._nodes), *rule.prefixes)))
+        most = self._overlay_but(seen - sources.whole, len(sources.whole)) or sources.addresses(self._nodes)
+        return tuple(dict.fromkeys((*most, *sources.prefixes)))
+
+    def _overlay_but(self, others: set[NodeId], sources: int) -> tuple[Prefix, ...]:
+        """The overlay without the others, which are in sight and no sources; empty where there are too many of them for that to be shorter, or no sources."""
+        if not sources or len(others) * self._hole_cost >= sources:
+            return ()
+        return without(self._overlay, self._addresses(others)) if others else self._overlay
+
+    def _addresses(self, nodes: Iterable[NodeId]) -> list[Address]:
+        return [address for node in nodes for address in self._nodes[node].addresses]
 
 
 def _by_family(permit: Permit) -> Iterator[Permit]:
@@ -203,16 +232,3 @@ def _by_family(permit: Permit) -> Iterator[Permit]:
 def _family(selector: Selector) -> int:
     """0 for both."""
     return 0 if selector.prefix is None else selector.prefix.version
-
-
-def _source_prefixes(selectors: Iterable[Selector]) -> tuple[Prefix, ...]:
-    selectors = tuple(selectors)
-    if any(selector.kind == "any" for selector in selectors):
-        return ALL
-    return tuple(dict.fromkeys(selector.prefix for selector in selectors if selector.prefix is not None))
-
-
-def _parts(selector: Selector, node: PolicyNode) -> tuple[Prefix, ...]:
-    """What the selector means of the prefixes that the node routes."""
-    parts = (selector.part_of(route) for route in node.routes)
-    return tuple(part for part in parts if part is not None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 from itertools import permutations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calnet.model import Address, NodeId, Prefix, UserId
 from calnet.policy.builtin import BuiltinPolicy
 from calnet.policy.engine import PolicyNode
+from calnet.policy.prefixes import HOLE_COST
 
 OVERLAY = (ipaddress.ip_network("100.70.0.0/24"), ipaddress.ip_network("fd00::/64"))
 LAN = ipaddress.ip_network("192.168.1.0/24")
@@ -57,13 +59,15 @@ NODES = st.lists(st.tuples(st.sampled_from([None, 1, 2, 3]), st.booleans()), max
 
 
 @given(NODES)
-def test_policy_of_any_nodes_is_what_the_sentence_says(nodes: list[PolicyNode]) -> None:
-    check(BuiltinPolicy(OVERLAY, nodes), nodes)
+@pytest.mark.parametrize("hole_cost", [HOLE_COST, 0])
+def test_policy_of_any_nodes_is_what_the_sentence_says(hole_cost: int, nodes: list[PolicyNode]) -> None:
+    check(BuiltinPolicy(OVERLAY, nodes, hole_cost=hole_cost), nodes)
 
 
 @given(NODES, NODES, st.data())
-def test_policy_changed_node_by_node_is_that_of_the_last_nodes(before: list[PolicyNode], after: list[PolicyNode], data: st.DataObject) -> None:
-    policy = BuiltinPolicy(OVERLAY, before)
+@pytest.mark.parametrize("hole_cost", [HOLE_COST, 0])
+def test_policy_changed_node_by_node_is_that_of_the_last_nodes(hole_cost: int, before: list[PolicyNode], after: list[PolicyNode], data: st.DataObject) -> None:
+    policy = BuiltinPolicy(OVERLAY, before, hole_cost=hole_cost)
     for one in before:
         policy.rules(one.id)
     for one in data.draw(st.permutations(after)):
@@ -71,7 +75,7 @@ def test_policy_changed_node_by_node_is_that_of_the_last_nodes(before: list[Poli
     for one in before[len(after) :]:
         policy.remove(one.id)
     check(policy, after)
-    fresh = BuiltinPolicy(OVERLAY, after)
+    fresh = BuiltinPolicy(OVERLAY, after, hole_cost=hole_cost)
     assert [policy.rules(one.id) for one in after] == [fresh.rules(one.id) for one in after]
     assert [policy.visible(one.id) for one in after] == [fresh.visible(one.id) for one in after]
 
@@ -95,6 +99,17 @@ def test_filter_of_one_users_network_does_not_change_with_each_node() -> None:
     assert policy.rules(NodeId(1)) == rules
     policy.put(node(5, None))
     assert policy.rules(NodeId(1)) != rules
+
+
+def test_filter_of_one_users_network_does_not_change_with_each_node_for_a_few_tagged_ones() -> None:
+    policy = BuiltinPolicy(OVERLAY, [*(node(number) for number in range(1, 100)), node(200, None)])
+    rules = policy.rules(NodeId(1))
+    assert len(rules[0].sources) == 8 + 64
+    policy.put(node(100))
+    assert policy.rules(NodeId(1)) == rules
+    policy.put(node(201, None))
+    assert policy.rules(NodeId(1)) != rules
+    check(policy, [*(node(number) for number in range(1, 101)), node(200, None), node(201, None)])
 
 
 def test_retagged_node_is_no_longer_its_users() -> None:

@@ -15,6 +15,7 @@ from calnet.policy.compiled import CompiledPolicy
 from calnet.policy.document import parse_policy
 from calnet.policy.engine import PolicyNode
 from calnet.policy.filter import PacketFilter
+from calnet.policy.prefixes import HOLE_COST
 from tests.policy.worlds import NODES, OVERLAY, Json, allowed, node, packet, policies, questions, related, text_of
 
 
@@ -34,10 +35,11 @@ def check(policy: CompiledPolicy, document: Json, nodes: list[PolicyNode]) -> No
         assert subject.id not in policy.visible(subject.id)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(policies(), NODES)
-def test_compiled_policy_is_what_its_rules_say(document: Json, nodes: list[PolicyNode]) -> None:
-    check(CompiledPolicy(parse_policy(text_of(document)), OVERLAY, nodes), document, nodes)
+@pytest.mark.parametrize("hole_cost", [HOLE_COST, 0])
+def test_compiled_policy_is_what_its_rules_say(hole_cost: int, document: Json, nodes: list[PolicyNode]) -> None:
+    check(CompiledPolicy(parse_policy(text_of(document)), OVERLAY, nodes, hole_cost=hole_cost), document, nodes)
 
 
 @settings(max_examples=100, deadline=None)
@@ -87,6 +89,19 @@ def test_filter_does_not_change_with_each_node_where_all_in_sight_are_sources() 
     policy.put(node(4))
     policy.put(node(5, 2))
     assert policy.rules(NodeId(3)) == rules
+
+
+def test_filter_leaves_out_the_few_in_sight_that_are_no_sources_and_does_not_change_with_each_node() -> None:
+    text = """{"grants": [{"src": ["autogroup:member"], "dst": ["tag:x"], "ip": ["tcp:22"]}, {"src": ["tag:y"], "dst": ["tag:x"], "ip": ["tcp:80"]}],
+        "tagOwners": {"tag:x": [], "tag:y": []}}"""
+    policy = compiled(text, *(node(number) for number in range(1, 100)), node(200, None, tags=("tag:x",)), node(201, None, tags=("tag:y",)))
+    rules = policy.rules(NodeId(200))
+    assert len(rules[0].sources) == 8 + 64
+    assert not any(ipaddress.ip_address("100.70.0.201") in prefix for prefix in rules[0].sources)
+    policy.put(node(100))
+    assert policy.rules(NodeId(200)) == rules
+    policy.put(node(202, None, tags=("tag:y",)))
+    assert policy.rules(NodeId(200)) != rules
 
 
 def test_filter_tells_sources_apart_where_it_has_to() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calnet.policy.prefixes import collapsed, parse_prefix
+from calnet.policy.prefixes import collapsed, parse_prefix, without
 
 V4 = st.one_of(st.integers(0, 40), st.integers(2**32 - 40, 2**32 - 1), st.integers(0, 2**32 - 1)).map(ipaddress.IPv4Address)
 V6 = st.one_of(st.integers(0, 40), st.integers(2**128 - 40, 2**128 - 1), st.integers(0, 2**128 - 1)).map(ipaddress.IPv6Address)
@@ -23,6 +23,21 @@ def test_collapsed_is_what_the_standard_library_says(v4: list[ipaddress.IPv4Addr
     )
     assert collapsed([*v4, *v6]) == slow
     assert collapsed([*v6, *v4, *v4]) == slow
+
+
+@given(
+    st.lists(st.integers(0, 15).map(lambda number: ipaddress.IPv4Address(0x64460000 + number))),
+    st.lists(st.integers(0, 2**64).map(lambda number: ipaddress.IPv6Address((0xFD << 120) + number))),
+)
+def test_prefixes_without_addresses_are_all_else(v4: list[ipaddress.IPv4Address], v6: list[ipaddress.IPv6Address]) -> None:
+    small, large = ipaddress.IPv4Network("100.70.0.0/29"), ipaddress.IPv6Network("fd00::/64")
+    found = without((small, large), [*v4, *v6])
+    kept = [prefix for prefix in found if isinstance(prefix, ipaddress.IPv4Network)]
+    assert kept == list(ipaddress.collapse_addresses(ipaddress.IPv4Network(address) for address in small if address not in v4))
+    rest = [large]
+    for hole in {ipaddress.IPv6Network(address) for address in v6 if address in large}:
+        rest = [piece for prefix in rest for piece in (prefix.address_exclude(hole) if hole.subnet_of(prefix) else [prefix])]
+    assert [prefix for prefix in found if isinstance(prefix, ipaddress.IPv6Network)] == sorted(rest)
 
 
 def test_collapsed_of_whole_blocks_is_those_blocks() -> None:
