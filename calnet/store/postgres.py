@@ -192,6 +192,15 @@ def check_url(url: str) -> None:
         raise ConfigError(f"--store {shown(url)}: write postgresql://USER@HOST/DATABASE, with ?passfile=FILE for the password (a PostgreSQL passfile)")
 
 
+def reach(url: str) -> str:
+    """The server's version, once this user was let into the database; StateError says why not. Changes nothing."""
+    try:
+        with psycopg.connect(url, **_OPTIONS) as connection:
+            return str(connection.info.parameter_status("server_version"))
+    except psycopg.Error as error:
+        raise StateError(f"can't open {shown(url)}: {_reason(error)}") from error
+
+
 def shown(url: str) -> str:
     """The URL without its password and parameters, for people."""
     try:

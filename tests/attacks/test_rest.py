@@ -229,7 +229,7 @@ def test_attack_36_tokens_that_do_not_hold_are_answered_more_slowly_the_more_the
 @pytest.mark.parametrize("token", ["calnet-token-", "calnet-token-" + "a" * 45, "calnet-token-" + "0" * 45, "x" * 20_000, "\u00e9", "a.b.c"])
 def test_attack_28_what_is_no_token_is_401(site: Site, token: str) -> None:
     with site.client(None) as client:
-        answer = client.get("/api/v1/whoami", headers={"Authorization": f"Bearer {token}".encode("latin-1")})
+        answer = client.get("/api/v1/whoami", headers={b"Authorization": f"Bearer {token}".encode("latin-1")})
     assert answer.status_code in (401, 429)
     assert "bearer" in answer.headers["www-authenticate"].lower() or answer.status_code == 429
 
@@ -299,9 +299,10 @@ def test_pages_are_filtered_sorted_and_whole(site: Site) -> None:
         done(registry.create_user(f"page-{number}"))
     with site.client(site.tokens["owner"]) as client:
         names: list[str] = []
-        cursor = None
+        cursor: str | None = None
         while True:
-            page = client.get("/api/v1/users", params={"limit": 3, "sort": "-name", "role": "user"} | ({} if cursor is None else {"cursor": cursor})).json()
+            query: dict[str, str | int] = {"limit": 3, "sort": "-name", "role": "user"}
+            page = client.get("/api/v1/users", params=query if cursor is None else query | {"cursor": cursor}).json()
             names += [row["name"] for row in page["items"]]
             cursor = page["next"]
             if cursor is None:

@@ -70,6 +70,8 @@ def add_debug(parser: Parser) -> None:
 
 
 def _server(parser: Parser) -> None:
+    parser.word("verb", values.check, "test this configuration, and say what is wrong, instead of serving", metavar="check", many="?")
+    parser.json()
     parser.value("--config", str, "configuration file (TOML) with these flags' names as keys", metavar="FILE")
     parser.value("--state-dir", str, "where keys, store and admin.sock are kept", metavar="DIR", default=SERVER_STATE)
     parser.value("--listen", values.host_port, "where to serve HTTP and WebSocket (TCP)", metavar="HOST:PORT", shown="[::]:8080")
@@ -247,7 +249,7 @@ COMMANDS: dict[str, Command] = {
             "run the server: control, relay, STUN",
             "calnet.roles.server.main:run",
             _server,
-            examples=("server", "server --url https://calnet.example.org --trusted-proxy 127.0.0.1"),
+            examples=("server", "server --url https://calnet.example.org --trusted-proxy 127.0.0.1", "server check --config /etc/calnet/server.toml"),
             prefix="CALNET_SERVER_",
             role=True,
         ),

@@ -92,6 +92,13 @@ def store(text: str) -> str:
     return text
 
 
+def check(text: str) -> str:
+    """The one verb of `server`."""
+    if text != "check":
+        raise ValueError(f"{text!r}: `server` serves, `server check` tests its configuration")
+    return text
+
+
 def role(text: str) -> str:
     """What a user may do."""
     if text not in ("owner", "admin", "auditor", "user"):

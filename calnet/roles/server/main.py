@@ -35,6 +35,10 @@ def run(args: Namespace) -> int:
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of every malformed request
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     settings = settings_of(args)
+    if getattr(args, "verb", None) == "check":
+        from calnet.roles.server.checking import run_check
+
+        return run_check(settings, as_json=bool(args.json))
     import uvloop
 
     from calnet.roles.server.listeners import raise_descriptor_limit

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -72,6 +73,8 @@ class Provider:
         self._keys: tuple[float, list[dict[str, Any]]] | None = None
         self._refetched_at = -REFETCH_S
         self._lock = asyncio.Lock()
+        self.date: float | None = None
+        """The provider's clock, as its last answer had it; Unix seconds."""
 
     async def close(self) -> None:
         """Close its connections."""
@@ -131,6 +134,12 @@ class Provider:
         """The user's claims (OpenID Connect Core section 5.3); empty where the provider has no such endpoint."""
         endpoints = await self.endpoints()
         return await self._get(endpoints.userinfo, {"authorization": f"Bearer {access_token}"}) if endpoints.userinfo else {}
+
+    async def usable_keys(self) -> int:
+        """How many of its keys can verify a token here."""
+        keys = await self._known_keys()
+        named = [(algorithm, str(key.get("kid", ""))) for key in keys for algorithm in jwt.ALGORITHMS]
+        return sum(jwt.key_for(algorithm, key_id, keys) is not None for algorithm, key_id in dict.fromkeys(named))
 
     # --- inside
 
@@ -197,6 +206,7 @@ class Provider:
                         raise UnreachableError(f"the sign-in provider's answer at {url} is too long")
         except (TimeoutError, OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise UnreachableError(f"the sign-in provider at {url} can't be reached: {error or type(error).__name__}") from error
+        self.date = _date(answer.headers)
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
@@ -244,6 +254,16 @@ def check_address(text: str, *, loopback: bool) -> None:
     metadata = str(address) in ("fd00:ec2::254", "100.100.100.200")
     if address.is_link_local or address.is_multicast or address.is_unspecified or metadata or (address.is_loopback and not loopback):
         raise ForbiddenError(f"the sign-in provider may not be at {address}")
+
+
+def _date(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    for name, value in headers:
+        if name.lower() == b"date":
+            try:
+                return parsedate_to_datetime(value.decode("latin-1")).timestamp()
+            except ValueError:
+                return None
+    return None
 
 
 def _host(url: str) -> str:
