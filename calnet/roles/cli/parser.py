@@ -172,6 +172,8 @@ def _typed(convert: Convert) -> Convert:
     """`convert` for argparse, which drops a ValueError's text and keeps that of an ArgumentTypeError."""
 
     def typed(text: str) -> object:
+        if text is argparse.SUPPRESS:  # the default of a word that was left out
+            return text
         try:
             return convert(text)
         except ValueError as error:
