@@ -130,12 +130,10 @@ class Netmaps:
         return self._routers
 
     def set_policy(self, make: EngineFactory) -> tuple[set[NodeId], bool]:
-        """Another policy holds: as `refresh`."""
-        before = {node: (self._policy.visible(node), self._policy.rules(node)) for node in self._entries}
-        was_reject = self._policy.reject
+        """Another policy holds: as `refresh`. Each netmap may have changed, and is compared when it is made: to do so here for thousands of nodes would keep
+        everybody waiting for a second, and needs a hundred megabytes."""
         self._policy = make(self._prefixes, [entry.policy for entry in self._entries.values()])
-        touched = {node for node, old in before.items() if old != (self._policy.visible(node), self._policy.rules(node)) or was_reject != self._policy.reject}
-        return touched, bool(touched)
+        return set(self._entries), bool(self._entries)
 
     def refresh(self, nodes: Iterable[NodeId], state: Snapshot, presence: dict[NodeId, Presence], now: float) -> tuple[set[NodeId], bool]:
         """Take in what became of these nodes: (nodes whose netmap may have changed, whether somebody lost a peer)."""
