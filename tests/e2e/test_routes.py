@@ -86,6 +86,40 @@ def test_route_that_covers_the_underlay_does_not_swallow_the_tunnel(net: Network
     eventually(lambda: "calnet0" not in _routes_of(branch.roamer, "198.51.100.250"), SOON, "the wide route is gone")
 
 
+def test_without_source_nat_hosts_need_a_route_back_and_see_who_asks(branch: Branch) -> None:
+    assert branch.router.cli("set", "--no-snat-routes").status == 0
+    eventually(lambda: not answers(branch.roamer, branch.printer.ipv4), SOON, "the printer knows no way back")
+    branch.printer.namespace.ip(f"route add 100.70.0.0/24 via 192.168.{LAN}.1")
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer reaches the printer by its own address")
+    branch.printer.namespace.ip("route del 100.70.0.0/24")
+    assert branch.router.cli("set", "--snat-routes").status == 0
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "source NAT is back")
+
+
+def test_second_router_takes_over_and_keeps_the_route_when_the_first_is_back(net: Network, branch: Branch) -> None:
+    second = net.node("second")
+    net.lab.attach_lan(second.host, "printertoo", LAN)
+    second.host.namespace.sysctl("net/ipv4/ip_forward", "1")
+    bring_up(net.server, second, flags=("--advertise-routes", PREFIX))
+    net.admin("nodes", "routes", "approve", "second", PREFIX)
+
+    def primary() -> str:
+        rows = json.loads(net.admin("nodes", "routes", "list", "--json").out)
+        return next(str(row["name"]) for row in rows if row["route"] == PREFIX and row["primary"])
+
+    assert primary() == "router"
+    net.acquaint("second", "roamer")
+    branch.router.kill()
+    eventually(lambda: primary() == "second", SOON, "the server moves the route")
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer goes through the second router")
+    branch.router.start()
+    eventually(lambda: branch.router.status()["state"] == "running", SOON, "the first router is back")
+    assert primary() == "second"
+    net.admin("nodes", "routes", "revoke", "second", PREFIX)
+    eventually(lambda: primary() == "router", SOON, "what is left routes")
+    eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer goes through the first router again")
+
+
 def test_revoked_route_is_gone_at_once(net: Network, branch: Branch) -> None:
     net.admin("nodes", "routes", "revoke", "router", PREFIX)
     eventually(lambda: "calnet0" not in _routes_of(branch.roamer, branch.printer.ipv4), SOON, "the roamer dropped the route")

@@ -129,6 +129,7 @@ def _plain(parser: Parser) -> None:
 
 def _set(parser: Parser) -> None:
     _preferences(parser)
+    parser.choice("--snat-routes", "as a router, reach the offered networks by this machine's own address; without it they need a route back")
     parser.value("--operator", values.user, "a user who may change things as root may; empty for none", metavar="USER")
     parser.value("--pin", values.word, "refuse any new key of this peer", metavar="PEER", environment=False)
     parser.value("--unpin", values.word, "take this peer's new keys again", metavar="PEER", environment=False)

@@ -113,7 +113,7 @@ def _print_state(args: Namespace, state: object) -> None:
 
 def set_(args: Namespace) -> int:
     """`set`."""
-    words = _given(args, "hostname", "advertise_routes", "accept_routes", "operator", "pin", "unpin")
+    words = _given(args, "hostname", "advertise_routes", "accept_routes", "snat_routes", "operator", "pin", "unpin")
     if not words:
         raise UsageError("set what? Name at least one setting (see: calnet.pyz set --help)")
     result = ask(args, "set", words, timeout_s=CHANGE_S)

@@ -263,7 +263,8 @@ class Daemon:
     def _wanted_on_host(self) -> Wanted | None:
         if self.trusted is None or self.engine is None:
             return None
-        return Wanted(self.trusted, self.state.prefs.accept_routes, self.engine.gso_max_size)
+        prefs = self.state.prefs
+        return Wanted(self.trusted, prefs.accept_routes, self.engine.gso_max_size, prefs.snat_routes)
 
     def _host_settled(self, text: str | None) -> None:
         self.health("network", text)

@@ -22,6 +22,7 @@ class Wanted:
     netmap: Netmap
     accept_routes: bool
     gso_max_size: int | None
+    snat_routes: bool = True
 
 
 class HostKeeper:
@@ -78,7 +79,7 @@ class HostKeeper:
         if wanted is None:
             await self._setup.clear()
             return
-        await self._setup.apply(wanted.netmap, accept_routes=wanted.accept_routes, gso_max_size=wanted.gso_max_size)
+        await self._setup.apply(wanted.netmap, accept_routes=wanted.accept_routes, gso_max_size=wanted.gso_max_size, snat_routes=wanted.snat_routes)
         self.ready = self._wanted() is not None
         if self._clock() - self._probed_at >= PROBE_S:
             self._probed_at = self._clock()

@@ -91,16 +91,16 @@ class HostSetup:
         """Local addresses to offer to peers."""
         return candidate_addresses(self.view.interfaces, self.tun, overlay)
 
-    async def apply(self, netmap: Netmap, *, accept_routes: bool, gso_max_size: int | None) -> None:
+    async def apply(self, netmap: Netmap, *, accept_routes: bool, gso_max_size: int | None, snat_routes: bool = True) -> None:
         """Make the machine fit `netmap`; only differences are touched. HostError where interface or routes can't be had.
 
         Cancelled, it still goes to its end, and `clear` waits for that: the thread or program at work could not be stopped, and what it sets up would stay.
         """
-        work = asyncio.ensure_future(self._apply(netmap, accept_routes, gso_max_size))
+        work = asyncio.ensure_future(self._apply(netmap, accept_routes, gso_max_size, snat_routes))
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(work)
 
-    async def _apply(self, netmap: Netmap, accept_routes: bool, gso_max_size: int | None) -> None:
+    async def _apply(self, netmap: Netmap, accept_routes: bool, gso_max_size: int | None, snat_routes: bool) -> None:
         async with self._lock:
             plan = plan_routes(netmap, attached_prefixes(self.view.interfaces, self.tun), accept_routes=accept_routes)
             wanted = LinkConfig(self.tun, netmap.self.addresses, self.mtu, plan.routes, plan.excepted, gso_max_size)
@@ -115,7 +115,7 @@ class HostSetup:
             else:
                 findings += [finding for finding in self.findings if finding.code in ("gso", "ipv6")]
             self.accepted = tuple(route for route in plan.routes if route not in netmap.prefixes)
-            findings += await self._guard(Ruleset(self.tun, netmap.self.addresses, netmap.prefixes, netmap.self.routes))
+            findings += await self._guard(Ruleset(self.tun, netmap.self.addresses, netmap.prefixes, netmap.self.routes if snat_routes else ()))
             self.findings = tuple(findings)
 
     async def _guard(self, rules: Ruleset) -> list[Finding]:

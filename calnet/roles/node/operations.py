@@ -109,6 +109,7 @@ class Operations:
             "hostname": self._daemon.hostname(),
             "advertise_routes": list(prefs.advertise_routes),
             "accept_routes": prefs.accept_routes,
+            "snat_routes": prefs.snat_routes,
             "operator": prefs.operator or self._operator or None,
             "port": prefs.port or None,
             "pinned": [pin.name for pin in prefs.pins],
@@ -257,6 +258,9 @@ class Operations:
             prefs = replace(prefs, advertise_routes=check_advertised(advertised, self._overlay()))
         if accept is not None:
             prefs = replace(prefs, accept_routes=accept)
+        snat = _flag(args, "snat_routes")
+        if snat is not None:
+            prefs = replace(prefs, snat_routes=snat)
         if operator is not None:
             if operator and _uid_of(operator) is None:
                 raise InvalidError(f"there is no user {operator!r} on this machine")

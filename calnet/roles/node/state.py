@@ -74,6 +74,8 @@ class Prefs:
     port: int = 0
     """The UDP port; drawn once and kept."""
     pins: tuple[Pin, ...] = ()
+    snat_routes: bool = True
+    """As a router, send to advertised networks by this machine's own address; without it they need a route back to the overlay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     hostname: str = ""
     advertise_routes: list[str] = []
     accept_routes: bool = False
+    snat_routes: bool = True
     operator: str = ""
     port: int = 0
     pins: list[_PinDocument] = []
@@ -150,6 +153,7 @@ def encode_state(state: NodeState) -> bytes:
         hostname=prefs.hostname,
         advertise_routes=list(prefs.advertise_routes),
         accept_routes=prefs.accept_routes,
+        snat_routes=prefs.snat_routes,
         operator=prefs.operator,
         port=prefs.port,
         pins=[_PinDocument(pin.id, pin.name, list(pin.addresses), encode_key(pin.node_key)) for pin in prefs.pins],
@@ -181,6 +185,7 @@ def _state_of(document: _Document) -> NodeState:
         hostname=document.hostname,
         advertise_routes=tuple(document.advertise_routes),
         accept_routes=document.accept_routes,
+        snat_routes=document.snat_routes,
         operator=document.operator,
         port=document.port,
         pins=tuple(Pin(pin.id, pin.name, tuple(pin.addresses), decode_key(pin.node_key)) for pin in document.pins),

@@ -105,7 +105,7 @@ def last_seen(record: NodeRecord, presence: Presence) -> float | None:
 
 
 class Netmaps:
-    """The entries of all active nodes under the built-in policy, and the netmaps made of them. Not thread-safe: the registry locks."""
+    """The entries of all active nodes under the policy in force, and the netmaps made of them. Not thread-safe: the registry locks."""
 
     def __init__(self, prefixes: tuple[Prefix, ...], first_version: int) -> None:
         """`first_version` is above every version given out before."""
