@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from calnet.store.interface import Put, SettingRecord
+from calnet.errors import StateError
+from calnet.store.interface import AuditRecord, Put, SettingRecord
 from calnet.store.opening import open_store
 
 
@@ -15,7 +16,11 @@ def main() -> None:
     number = sum(record.id.startswith("left.") for record in store.load()[1] if isinstance(record, SettingRecord))
     while True:
         filler = bytes((number % 251,)) * (number * 997 % 9000)
-        store.commit([Put(SettingRecord(f"left.{number}", filler)), Put(SettingRecord("count", b"%d" % number)), Put(SettingRecord(f"right.{number}", filler))])
+        changes = [Put(SettingRecord(f"left.{number}", filler)), Put(SettingRecord("count", b"%d" % number)), Put(SettingRecord(f"right.{number}", filler))]
+        try:
+            store.commit(changes, audit=[AuditRecord(float(number), "system", "", "", "", "test", ())])
+        except StateError:  # the database server is gone
+            return
         os.write(1, b"%d\n" % number)
         number += 1
 
