@@ -46,7 +46,7 @@ class BuiltinPolicy:
             return
         self.remove(node.id)
         self._nodes[node.id] = node
-        if node.user is not None:
+        if node.user is not None and not node.tagged:
             self._sources.pop(node.user, None)
             self._of_user.setdefault(node.user, set()).add(node.id)
         if node.tagged or node.routes:
@@ -59,7 +59,7 @@ class BuiltinPolicy:
         if node_id in self._public:
             self._public.remove(node_id)
             self._sources.clear()
-        if node is not None and node.user is not None:
+        if node is not None and node.user is not None and not node.tagged:
             self._sources.pop(node.user, None)
             self._of_user[node.user].discard(node_id)
             if not self._of_user[node.user]:
@@ -79,7 +79,7 @@ class BuiltinPolicy:
         node, there = self._nodes.get(node_id), self._nodes.get(other)
         if node is None or there is None or node_id == other:
             return False
-        return node_id in self._public or other in self._public or (node.user is not None and node.user == there.user)
+        return node_id in self._public or other in self._public or other in self._mates(node)
 
     def rules(self, node_id: NodeId) -> tuple[FilterRule, ...]:
         """What this node's packet filter accepts. Empty for an unknown node."""
@@ -95,7 +95,7 @@ class BuiltinPolicy:
         return tuple(rules)
 
     def _mates(self, node: PolicyNode) -> set[NodeId]:
-        return set() if node.user is None else self._of_user[node.user]
+        return set() if node.user is None or node.tagged else self._of_user[node.user]
 
     def _sources_of(self, node: PolicyNode) -> tuple[Prefix, ...]:
         """Prefixes that hold the addresses of the user's nodes and of no other node in sight; empty where the node has the user for itself."""

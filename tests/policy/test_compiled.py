@@ -35,14 +35,14 @@ def check(policy: CompiledPolicy, document: Json, nodes: list[PolicyNode]) -> No
         assert subject.id not in policy.visible(subject.id)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200)
 @given(policies(), NODES)
 @pytest.mark.parametrize("hole_cost", [HOLE_COST, 0])
 def test_compiled_policy_is_what_its_rules_say(hole_cost: int, document: Json, nodes: list[PolicyNode]) -> None:
     check(CompiledPolicy(parse_policy(text_of(document)), OVERLAY, nodes, hole_cost=hole_cost), document, nodes)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60)
 @given(policies(), NODES, NODES, st.data())
 def test_policy_changed_node_by_node_is_that_of_the_last_nodes(document: Json, before: list[PolicyNode], after: list[PolicyNode], data: st.DataObject) -> None:
     parsed = parse_policy(text_of(document))

@@ -105,7 +105,7 @@ def check(old: Policy | None, new: Policy | None, nodes: list[PolicyNode]) -> No
             assert told(found.lost, source, target, protocol, port) == (before and not after), (source, target, protocol, port, found.lost)
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(st.none() | policies(), st.none() | policies(), NODES)
 def test_difference_is_what_changes_for_every_pair(old: Json | None, new: Json | None, nodes: list[PolicyNode]) -> None:
     check(None if old is None else parse_policy(text_of(old)), None if new is None else parse_policy(text_of(new)), nodes)

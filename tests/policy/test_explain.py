@@ -55,7 +55,7 @@ def end_of(face: Face) -> End:
     return End("", face.node, face.address, route)
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(policies(), NODES)
 def test_verdict_is_what_the_rules_say(document: Json, nodes: list[PolicyNode]) -> None:
     policy = parse_policy(text_of(document))
@@ -71,6 +71,7 @@ def test_verdict_is_what_the_rules_say(document: Json, nodes: list[PolicyNode]) 
             assert decide(policy, End("", one), End("", other), protocol, port).allowed == expected
 
 
+@settings(max_examples=100)
 @given(NODES)
 def test_builtin_verdict_is_what_its_filters_accept(nodes: list[PolicyNode]) -> None:
     engine = BuiltinPolicy(OVERLAY, nodes)

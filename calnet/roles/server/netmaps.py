@@ -27,6 +27,8 @@ class Presence:
     """Where its (last) session comes from (endpoints.source_network)."""
     health: tuple[dict[str, str], ...] = ()
     """What it said of its own health: rows of code, severity and text."""
+    home: str = ""
+    """The server, by its id, that the node is connected to, where that is another one on the same store."""
 
 
 @dataclass(frozen=True, slots=True)
