@@ -75,8 +75,6 @@ class Peer:
     """Approved prefixes that it would route if the present router went away: it may speak for them all the same."""
     endpoints: tuple[Endpoint, ...] = ()
     """Candidates last published by the peer; for a WIREGUARD peer its one fixed endpoint."""
-    relay: str = ""
-    """The relay it is connected to, where that is not this node's own."""
     online: bool = False
     """Has a control session now."""
     last_seen_at: float | None = None

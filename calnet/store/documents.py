@@ -87,6 +87,8 @@ class Engine(Protocol):
     """A backend. `write` makes the action's changes durable on return, or none of them if it (or the disk) fails, and may call the action again after
     undoing it; `copy` writes a whole consistent copy to `path`. `watch` and `send` are those of Store. Engine failures are StateErrors."""
 
+    shared: bool
+
     def read(self, action: Callable[[Transaction], Result]) -> Result: ...
     def write(self, action: Callable[[Transaction], Result]) -> Result: ...
     def copy(self, path: Path) -> None: ...
@@ -129,6 +131,11 @@ class DocumentStore:
             raise StateError(f"{place} was written by a newer Calnet (schema {found}, this one knows {schema.version}): use that version, or restore a backup")
         elif found < schema.version:
             self._migrate(found, schema, copy_path)
+
+    @property
+    def shared(self) -> bool:
+        """See Store."""
+        return self._engine.shared
 
     def load(self) -> tuple[Commit, Sequence[Record]]:
         """Every record, and its version; see Store."""

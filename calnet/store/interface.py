@@ -224,6 +224,10 @@ class Store(Protocol):
     Several servers may share a store (PostgreSQL): each loads it, then follows the others' commits with `changes_since`, told when by `watch`.
     """
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may commit too."""
+
     def load(self) -> tuple[Commit, Sequence[Record]]:
         """Every record, and the version they are of: one consistent view."""
 

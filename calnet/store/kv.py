@@ -63,6 +63,8 @@ class KvTransaction:
 class KvEngine:
     """Engine on LMDB. The caller holds the lock that keeps other processes away."""
 
+    shared = False
+
     def __init__(self, path: Path, *, map_size: int = FIRST_MAP_SIZE) -> None:
         """Open or make `path` (and `path`-lock beside it). StateError where it is no sound LMDB file."""
         self._path = path

@@ -48,6 +48,8 @@ _OPTIONS: Final[dict[str, Any]] = {
 class PostgresEngine:
     """Engine on a PostgreSQL database. One connection, used under a lock by any thread, and one that listens once `watch` was called."""
 
+    shared = True
+
     def __init__(self, url: str) -> None:
         """Connect to `postgresql://…` and make what is missing. ConfigError for a URL that is none; StateError says why the database can't be used."""
         self._url = url

@@ -53,6 +53,8 @@ class SqlTransaction:
 class SqlEngine:
     """Engine on SQLite. One connection, used under a lock by any thread; the caller holds the lock that keeps other processes away."""
 
+    shared = False
+
     def __init__(self, path: Path) -> None:
         """Open or make `path` (its `-wal` and `-shm` take its mode). StateError where it is no sound SQLite database."""
         self._place = path

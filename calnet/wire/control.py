@@ -197,7 +197,6 @@ class WirePeer(msgspec.Struct, frozen=True, omit_defaults=True):
     keepalive_s: int = 0
     kind: str = "calnet"
     capabilities: tuple[str, ...] = ()
-    relay: str = ""
 
 
 class WireSelf(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -57,7 +57,6 @@ def wire_peer(peer: Peer) -> control.WirePeer:
         keepalive_s=peer.keepalive_s,
         kind=peer.kind.value,
         capabilities=peer.capabilities,
-        relay=peer.relay,
     )
 
 
@@ -83,7 +82,6 @@ def model_peer(peer: control.WirePeer) -> Peer:
         keepalive_s=peer.keepalive_s,
         kind=_kind(peer.kind),
         capabilities=peer.capabilities,
-        relay=peer.relay,
     )
 
 

@@ -39,6 +39,7 @@ def build_app(
     gate: Gate,
     trusted: tuple[Prefix, ...],
     more: Sequence[BaseRoute] = (),
+    serve_mesh: Serve | None = None,
 ) -> ASGIApp:
     """The ASGI application. `serve_…` run an accepted WebSocket to its end; `ready` says whether the server takes sessions; `more` are REST's routes."""
 
@@ -56,6 +57,7 @@ def build_app(
         Route("/relay", _websocket_needed),
         WebSocketRoute("/control/ws", _Socket(serve_control, gate, trusted)),
         WebSocketRoute("/relay", _Socket(serve_relay, gate, trusted)),
+        *([] if serve_mesh is None else [WebSocketRoute("/relay/mesh", _Socket(serve_mesh, gate, trusted))]),
         *more,
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error, CalnetError: _calnet_error, Exception: _internal_error}

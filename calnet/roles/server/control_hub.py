@@ -72,6 +72,8 @@ class ControlHub:
         self._dirty: set[NodeId] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._closing = False
+        self.elsewhere: Callable[[NodeId, NodeId, tuple[str, ...]], None] | None = None
+        """Passes candidates on for a node that is not connected here, where several servers share the store."""
         self.signin: LoginUrls | None = None
         """Single sign-on, where it is configured."""
 
@@ -154,7 +156,14 @@ class ControlHub:
             return False
         if (session := self._by_node.get(receiver)) is not None:
             session.deliver_candidates(sender, endpoints)
+        elif self.elsewhere is not None:
+            self.elsewhere(sender, receiver, endpoints)
         return True
+
+    def deliver_candidates(self, sender: NodeId, receiver: NodeId, endpoints: tuple[str, ...]) -> None:
+        """Another server passes a node's candidates on to one that is connected here."""
+        if self.registry.sees(sender, receiver) and (session := self._by_node.get(receiver)) is not None:
+            session.deliver_candidates(sender, endpoints)
 
     # --- netmaps
 

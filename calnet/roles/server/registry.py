@@ -34,6 +34,7 @@ from calnet.store.interface import AuditRecord, Change, Commit, NodeRecord, Put,
 Result = TypeVar("Result")
 Clock = Callable[[], float]
 Listener = Callable[[Changed], None]
+PresenceWitness = Callable[[NodeId, Presence], None]
 AuditListener = Callable[[Sequence[AuditRecord]], None]
 PresenceListener = Callable[[NodeId, bool], None]
 
@@ -68,6 +69,8 @@ class Registry(Management):
         self._listeners: list[Listener] = []
         self._audit_listeners: list[AuditListener] = []
         self._presence_listeners: list[PresenceListener] = []
+        self._witness: PresenceWitness | None = None
+        self._message: Callable[[bytes], None] | None = None
         self._audited_to = commit.audit
         self._presence: dict[NodeId, Presence] = {}
         self._netmaps = Netmaps(self.prefixes, first_version=int(self._started * 1000))
@@ -173,17 +176,39 @@ class Registry(Management):
     def connected(self, node: NodeId, source: bytes = b"") -> None:
         """The node has a control session now, from this source (endpoints.source_network)."""
         now = self._clock()
-        self._present(node, lambda presence: replace(presence, online=True, since=now, source=source))
+        self._present(node, lambda presence: replace(presence, online=True, since=now, source=source, home=""))
 
     def disconnected(self, node: NodeId) -> None:
         """The node's (last) control session ended."""
         now = self._clock()
-        self._present(node, lambda presence: replace(presence, online=False, since=now))
+        self._present(node, lambda presence: presence if presence.home else replace(presence, online=False, since=now))
         self._writer.submit(lambda state: nodes.plan_seen(state, node, now))
 
     def publish(self, node: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         """The node's candidates now."""
         self._present(node, lambda presence: replace(presence, endpoints=endpoints))
+
+    def present_elsewhere(self, node: NodeId, presence: Presence) -> bool:
+        """Another server on the store says where the node is (`presence.home` names that server). A node connected here stays so; one that was never there, or
+        moved on to yet another, does not leave by it. False for a node that is not known here yet: its registration is on its way through the store."""
+
+        def change(before: Presence) -> Presence:
+            here = before.online and not before.home
+            stale = not presence.online and before.home != presence.home
+            return before if here or stale else presence
+
+        self._present(node, change, tell_others=False)
+        return node in self._state.nodes
+
+    def presences(self) -> dict[NodeId, Presence]:
+        """Of each node that was seen since the server started."""
+        with self._lock:
+            return dict(self._presence)
+
+    def join_servers(self, witness: PresenceWitness, message: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """Several servers share the store: `witness` hears what becomes of nodes here, `message` what others send, on any thread. The call to send."""
+        self._witness, self._message = witness, message
+        return self._store.send
 
     def set_health(self, node: NodeId, lines: tuple[dict[str, str], ...]) -> None:
         """What the node says of its own health now."""
@@ -273,7 +298,7 @@ class Registry(Management):
 
         return self._writer.submit(guarded, Deed(terms.by, action))
 
-    def _present(self, node: NodeId, change: Callable[[Presence], Presence]) -> None:
+    def _present(self, node: NodeId, change: Callable[[Presence], Presence], *, tell_others: bool = True) -> None:
         now = self._clock()
         with self._lock:
             if node not in self._state.nodes:
@@ -283,6 +308,8 @@ class Registry(Management):
             touched, _ = self._netmaps.refresh((node,), self._state, self._presence, now)
             self._draw_nearer((node,))
         self._tell(Changed(frozenset(touched), frozenset()))
+        if tell_others and self._witness is not None and after != before:
+            self._witness(node, after)
         if before.online != after.online:
             for listener in self._presence_listeners:
                 listener(node, after.online)
@@ -313,7 +340,8 @@ class Registry(Management):
             listener(records)
 
     def _heard(self, message: bytes) -> None:
-        """Another server's message; cluster.py gives it a meaning."""
+        if self._message is not None:
+            self._message(message)
 
     def _tell(self, changed: Changed) -> None:
         if changed.netmaps or changed.standings:

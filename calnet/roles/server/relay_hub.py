@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from calnet.model import NodeId, NodeKey
 from calnet.roles.server.registry import Registry
@@ -32,6 +33,13 @@ DATAGRAM_OVERHEAD: Final = 128
 MAX_CONTROL_FRAMES: Final = 64
 MAX_GONE: Final = 4096
 FRAME_TARGET: Final = relay.MAX_FRAME_SIZE
+
+
+class Receiver(Protocol):
+    """Where datagrams go: a client here, or another server's relay."""
+
+    def enqueue(self, sender: NodeKey, datagram: bytes) -> None:
+        """A datagram from this sender."""
 
 
 class RelayClient:
@@ -67,7 +75,7 @@ class RelayClient:
         self._control: deque[bytes] = deque()
         self._decoder = RelayDecoder()
         self._encoder = RelayEncoder()
-        self._routes: dict[NodeKey, RelayClient | None] = {}
+        self._routes: dict[NodeKey, Receiver | None] = {}
         self._routes_at = -1
         self._gone: set[NodeKey] = set()
 
@@ -134,7 +142,7 @@ class RelayClient:
 
     def _forward(self, datagrams: list[tuple[NodeKey, memoryview]]) -> None:
         previous: NodeKey | None = None
-        target: RelayClient | None = None
+        target: Receiver | None = None
         sender = self.key
         for key, datagram in datagrams:
             if key is not previous:
@@ -142,7 +150,7 @@ class RelayClient:
             if target is not None:
                 target.enqueue(sender, bytes(datagram))
 
-    def _route(self, key: NodeKey) -> RelayClient | None:
+    def _route(self, key: NodeKey) -> Receiver | None:
         """The connection of the peer with this key, None where there is none this client may reach; that is told once until something changes."""
         hub = self._hub
         if self._routes_at != hub.generation:
@@ -182,6 +190,8 @@ class RelayHub:
         """Bytes that wait for all clients."""
         self._clients: dict[NodeId, RelayClient] = {}
         self._closing = False
+        self.elsewhere: Callable[[NodeId, NodeKey], Receiver | None] | None = None
+        """Finds the way to a node that is connected to another server on the same store."""
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -208,12 +218,18 @@ class RelayHub:
             del self._clients[client.node]
             self.generation += 1
 
-    def reachable(self, sender: NodeId, key: NodeKey) -> RelayClient | None:
+    def reachable(self, sender: NodeId, key: NodeKey) -> Receiver | None:
         """The connection of the node that holds `key`, if sender and it see each other."""
         node = self.registry.node_of_key(key)
         if node is None or node == sender or not self.registry.sees(sender, node):
             return None
-        return self._clients.get(node)
+        return self._clients.get(node) or (self.elsewhere(node, key) if self.elsewhere is not None else None)
+
+    def deliver(self, sender: NodeKey, receiver: NodeKey, datagram: bytes) -> None:
+        """Another server's relay passes a datagram on. Dropped where the two don't see each other, or the receiver is not connected here."""
+        source, target = self.registry.node_of_key(sender), self.registry.node_of_key(receiver)
+        if source is not None and target is not None and self.registry.sees(source, target) and (client := self._clients.get(target)) is not None:
+            client.enqueue(sender, datagram)
 
     def changed(self, change: Changed) -> None:
         """Something changed: routes are looked up anew, and who may no longer be here is closed."""

@@ -18,6 +18,7 @@ from calnet.errors import CalnetError, ConfigError
 from calnet.roles.server.admin import AdminSocket
 from calnet.roles.server.admission import Gate
 from calnet.roles.server.app import build_app
+from calnet.roles.server.cluster import Cluster
 from calnet.roles.server.connection import in_prefixes
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.control_session import serve_control
@@ -85,12 +86,13 @@ class CalnetServer:
         self._timer: asyncio.Task[None] | None = None
         self._admin: AdminSocket | None = None
         self._signin = self._make_signin()
+        self._cluster = Cluster(registry, self.control, self.relay, loop=self._loop, url=lambda: self.url, random=random) if "://" in settings.store else None
         self._rechecking: asyncio.Task[None] | None = None
         self._api = Api(
             registry,
             clock=self._loop.time,
             random=random,
-            relays=lambda: [{"url": settings_relay(self), "connected": len(self.relay)}],
+            relays=self._relays,
             metrics=lambda: figures(registry, self.control, self.relay),
             authenticators=() if self._signin is None else self._signin.authenticators(),
         )
@@ -150,6 +152,8 @@ class CalnetServer:
                 await asyncio.gather(task, return_exceptions=True)
         if self._signin is not None:
             await self._signin.close()
+        if self._cluster is not None:
+            await self._cluster.close()
         await self._drained()
         if self._tls_listener is not None:
             self._tls_listener.close()
@@ -191,6 +195,8 @@ class CalnetServer:
         if self._tls is not None:
             self._tls_listener = self._listen_for_tls(self._uvicorn, self._tls)
         self._timer = self._loop.create_task(self._housekeep())
+        if self._cluster is not None:
+            self._cluster.start()
         if self._signin is not None:
             self._rechecking = self._loop.create_task(self._signin.run())
         self._accepting = True
@@ -204,6 +210,7 @@ class CalnetServer:
             ready=lambda: self._accepting,
             gate=self._gate,
             trusted=trusted,
+            serve_mesh=None if self._cluster is None else self._cluster.serve_mesh,
             more=[*self._api.routes(), *([] if self._signin is None else self._signin.routes())],
         )
         config = uvicorn.Config(
@@ -230,6 +237,10 @@ class CalnetServer:
         http: Callable[..., asyncio.Protocol] = server.config.http_protocol_class
         make = partial(http, config=server.config, server_state=server.server_state, app_state={})
         return TlsListener(self._listener, context, make, gate=self._gate, trusted=lambda host: in_prefixes(host, trusted))
+
+    def _relays(self) -> list[dict[str, object]]:
+        others = [] if self._cluster is None else self._cluster.relays()
+        return [{"url": settings_relay(self), "connected": len(self.relay)}, *others]
 
     def _make_signin(self) -> SignIn | None:
         if self.settings.oidc is None:

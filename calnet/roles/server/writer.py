@@ -90,7 +90,7 @@ class Writer:
                     break
                 item = self._queue.get()
             going = item is not None
-            if self._behind.is_set():
+            if self._behind.is_set() or self._store.shared:  # what is planned here may rest on what an admin did elsewhere a moment ago
                 self._behind.clear()
                 self._follow()
             self._perform([job for job in batch if job.future.set_running_or_notify_cancel()])

@@ -12,6 +12,9 @@ from calnet.store.interface import AuditRecord, Change, Commit, Record, Store
 class SharedStore:
     """One user's side. `deaf` keeps it from hearing of commits; `forgetful` makes the change log too short for it."""
 
+    shared = False
+    """Each server plans on what it was told, so that it is late often."""
+
     def __init__(self, store: Store, others: list[SharedStore], lock: threading.RLock) -> None:
         self._store = store
         self._all = others

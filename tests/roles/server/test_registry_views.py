@@ -118,6 +118,8 @@ def test_filter_accepts_peers_of_one_user(office: Office) -> None:
 class Brittle:
     """A store whose disk can be full, and that can be held up."""
 
+    shared = False
+
     def __init__(self, store: Store) -> None:
         self.store = store
         self.full = False
