@@ -83,7 +83,11 @@ TRIMMED = {
     "psycopg/_dns.py": "needs dnspython",
     "psycopg/types/shapely.py": "needs Shapely",
     "ecdsa/test_": "tests",
-    "httpx/_main.py": "a tool",
+    "httpcore/_async/http2.py": "needs h2",
+    "httpcore/_sync/http2.py": "needs h2",
+    "httpcore/_async/socks_proxy.py": "needs socksio",
+    "httpcore/_sync/socks_proxy.py": "needs socksio",
+    "httpcore/_backends/trio.py": "needs trio",
     "segno/cli.py": "a tool",
     "rsa/cli.py": "a tool",
 }
