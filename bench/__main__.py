@@ -1,7 +1,8 @@
-"""All benches in one command: python -m bench [--quick] [--write FILE] [startup|throughput|first_packet|memory …].
+"""All benches in one command: python -m bench [--quick] [--write FILE] [startup|throughput|first_packet|memory|control …].
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
-table between the two marker comments there. Needs root (except startup), ip and nft; startup needs the built file, throughput wireguard-go and iperf3.
+table between the two marker comments there. Needs root, ip and nft (except startup and control); startup needs the built file, throughput wireguard-go and
+iperf3.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from bench.table import Row, markdown, print_table
 from calnet.errors import CalnetError
 
-BENCHES = ("startup", "throughput", "first_packet", "memory")
+BENCHES = ("startup", "throughput", "first_packet", "memory", "control")
 BEGIN, END = "<!-- figures: python -m bench --write -->", "<!-- end of figures -->"
 
 

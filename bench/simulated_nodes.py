@@ -1,0 +1,198 @@
+"""Many nodes in one process, as a server sees them: real WebSockets, real Noise handshakes, real registrations; of netmaps they read the version alone.
+
+python -m bench.simulated_nodes URL SERVER_KEY_HEX AUTH_KEY COUNT, driven by words on stdin: `register`, `relay`, `watch` (report when each has the next
+netmap), `reconnect` (once the server is back), `quit`. Each answers with one JSON line. Times are CLOCK_MONOTONIC, the same for all processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from calnet.crypto.keys import PrivateKey
+from calnet.wire import control, relay
+from calnet.wire.channel import Channel
+
+AT_ONCE = 64
+QUIET_S = 3.0
+
+
+class Head(msgspec.Struct):
+    """What is read of each message."""
+
+    t: str
+    version: int | str = 0
+    """A netmap's number; in a welcome the server's version."""
+
+
+class SimulatedNode:
+    """One node with its control session and perhaps its relay connection."""
+
+    def __init__(self, url: str, server_key: bytes, number: int) -> None:
+        self.url, self.server_key, self.number = "ws" + url.removeprefix("http"), server_key, number
+        self.control, self.node, self.discovery = (PrivateKey.generate(os.urandom) for _ in range(3))
+        self.version = 0
+        self.netmap_at = 0.0
+        self.bytes = 0
+        self.relay: ClientConnection | None = None
+        self.listening: asyncio.Task[None] | None = None
+
+    async def open(self, auth_key: str) -> None:
+        """Connect, register where there is a key, subscribe with the version held, and listen from then on."""
+        self.socket = await connect(self.url + "/control/ws", compression=None, max_size=1 << 20, ping_interval=None, proxy=None)
+        self.channel = Channel.client(self.control, self.server_key, PrivateKey.generate(os.urandom))
+        await self.socket.send(self.channel.opening())
+        self.channel.receive_handshake(await self._raw())
+        await self._until("Welcome")
+        if auth_key:
+            proof = control.registration_proof(self.node, self.server_key, self.channel.hash, self.node.public, self.discovery.public)
+            name = f"node-{self.number}"
+            await self._say(control.Register(1, self.node.public, self.discovery.public, proof, name, "linux", "bench", auth_key))
+            await self._until("Registered")
+        await self._say(control.Subscribe(self.version))
+        self.netmap_at = 0.0
+        self.listening = asyncio.create_task(self._listen())
+
+    async def open_relay(self) -> None:
+        """An idle relay connection."""
+        self.relay = await connect(self.url + "/relay", compression=None, max_size=1 << 20, ping_interval=None, proxy=None)
+        channel = relay.client_channel(self.node, self.server_key, PrivateKey.generate(os.urandom))
+        await self.relay.send(channel.opening())
+        answer = await self.relay.recv()
+        channel.receive_handshake(answer if isinstance(answer, bytes) else b"")
+        await self.relay.send(relay.proof(channel))
+        await self.relay.recv()
+
+    async def _raw(self) -> bytes:
+        data = await self.socket.recv()
+        if not isinstance(data, bytes):
+            raise ValueError("a text message")
+        return data
+
+    async def _say(self, message: control.Message) -> None:
+        for part in self.channel.send(control.encode(message)):
+            await self.socket.send(part)
+
+    async def _hear(self) -> Head:
+        whole = None
+        while whole is None:
+            raw = await self._raw()
+            self.bytes += len(raw)
+            whole = self.channel.receive(raw)
+        return msgspec.msgpack.decode(whole, type=Head)
+
+    async def _until(self, name: str) -> Head:
+        while True:
+            head = await self._hear()
+            if head.t == name:
+                return head
+            if head.t in ("Refused", "Bye"):
+                raise ValueError(f"the server said {head.t}")
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(WebSocketException, OSError):
+            while True:
+                head = await self._hear()
+                if head.t.startswith("Netmap"):
+                    self.version, self.netmap_at = int(head.version), time.monotonic()
+                elif head.t == "Ping":
+                    await self._say(control.Pong(0))
+
+
+async def all_of(nodes: list[SimulatedNode], act: Callable[[SimulatedNode], Coroutine[Any, Any, None]]) -> float:
+    """Seconds until all have done it, so many at a time."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(node: SimulatedNode) -> None:
+        async with gate:
+            await act(node)
+
+    started = time.monotonic()
+    await asyncio.gather(*(one(node) for node in nodes))
+    return time.monotonic() - started
+
+
+async def settled(nodes: list[SimulatedNode]) -> float:
+    """When the last netmap arrived, once each has one and none came for a while."""
+    while True:
+        await asyncio.sleep(0.25)
+        if all(node.netmap_at for node in nodes) and time.monotonic() - (last := max(node.netmap_at for node in nodes)) > QUIET_S:
+            return last
+
+
+async def stubbornly(act: Callable[[], Awaitable[None]]) -> None:
+    """Again until the server takes it."""
+    for _ in range(200):
+        try:
+            await act()
+        except (OSError, TimeoutError, WebSocketException):
+            await asyncio.sleep(0.3)
+        else:
+            return
+    raise TimeoutError("the server does not take this node back")
+
+
+class Driver:
+    """Carries out the words of stdin."""
+
+    def __init__(self, nodes: list[SimulatedNode], auth_key: str) -> None:
+        self.nodes, self.auth_key = nodes, auth_key
+
+    async def register(self) -> dict[str, object]:
+        seconds = await all_of(self.nodes, lambda node: node.open(self.auth_key))
+        last = await settled(self.nodes)
+        return {"seconds": seconds, "per_s": len(self.nodes) / seconds, "settled_s": last, "bytes": sum(node.bytes for node in self.nodes)}
+
+    async def relay(self) -> dict[str, object]:
+        return {"seconds": await all_of(self.nodes, lambda node: node.open_relay())}
+
+    async def watch(self) -> dict[str, object]:
+        started = time.monotonic()
+        print(json.dumps({"watching": started}), flush=True)
+        while sum(node.netmap_at > started for node in self.nodes) < len(self.nodes) and time.monotonic() < started + 30:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(1.0)
+        times = sorted(node.netmap_at for node in self.nodes if node.netmap_at > started)
+        return {"told": len(times), "times": [round(at, 4) for at in times]}
+
+    async def reconnect(self) -> dict[str, object]:
+        for node in self.nodes:
+            if node.listening is not None:
+                node.listening.cancel()
+            node.bytes = 0
+        started = time.monotonic()
+        await all_of(self.nodes, lambda node: stubbornly(lambda: node.open("")))
+        connected = time.monotonic()
+        last = await settled(self.nodes)
+        return {"connected_s": connected - started, "settled_s": last - started, "bytes": sum(node.bytes for node in self.nodes)}
+
+
+async def main() -> None:
+    url, key, auth_key, count = sys.argv[1], bytes.fromhex(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    driver = Driver([SimulatedNode(url, key, number) for number in range(count)], auth_key)
+    while (word := (await asyncio.to_thread(sys.stdin.readline)).strip()) not in ("", "quit"):
+        answer = await getattr(driver, word)()
+        print(json.dumps(answer), flush=True)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """By the nearest rank."""
+    return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1] if len(values) > 1 else values[0]
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
