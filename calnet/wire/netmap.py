@@ -5,6 +5,7 @@ Texts that do not parse raise WireError, and nothing else does.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from calnet.errors import WireError
@@ -35,8 +36,9 @@ def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
     return tuple(str(value) for value in values)
 
 
+@functools.lru_cache(maxsize=16_384)
 def wire_peer(peer: Peer) -> control.WirePeer:
-    """model.Peer → WirePeer."""
+    """model.Peer → WirePeer. Kept, as a server tells each of its nodes of the very same peers."""
     return control.WirePeer(
         id=peer.id,
         name=peer.name,
@@ -160,13 +162,12 @@ def model_netmap(message: control.NetmapFull) -> Netmap:
 
 def difference(old: Netmap, new: Netmap) -> control.NetmapDelta:
     """The delta that `apply` turns `old` into `new` with."""
-    before = {peer.id: peer for peer in old.peers}
-    after = {peer.id for peer in new.peers}
+    put, removed = _changed(old.peers, new.peers)
     return control.NetmapDelta(
         since=old.version,
         version=new.version,
-        put=tuple(wire_peer(peer) for peer in new.peers if before.get(peer.id) != peer),
-        removed=tuple(sorted(before.keys() - after)),
+        put=tuple(wire_peer(peer) for peer in put),
+        removed=removed,
         self=wire_self(new.self) if new.self != old.self else None,
         prefixes=_texts(new.prefixes) if new.prefixes != old.prefixes else None,
         filter=tuple(wire_rule(rule) for rule in new.filter) if new.filter != old.filter else None,
@@ -174,6 +175,15 @@ def difference(old: Netmap, new: Netmap) -> control.NetmapDelta:
         relays=tuple(relay.url for relay in new.relays) if new.relays != old.relays else None,
         stun=new.stun if new.stun != old.stun else None,
     )
+
+
+def _changed(old: tuple[Peer, ...], new: tuple[Peer, ...]) -> tuple[list[Peer], tuple[int, ...]]:
+    """(peers that are new or other than before, ids that are gone). Where the same peers stand on both sides, which is the rule, one walk tells."""
+    if len(old) == len(new) and all(before is after or before.id == after.id for before, after in zip(old, new, strict=True)):
+        return [after for before, after in zip(old, new, strict=True) if before is not after and before != after], ()
+    held = {peer.id: peer for peer in old}
+    put = [peer for peer in new if (before := held.get(peer.id)) is not peer and before != peer]
+    return put, tuple(sorted(held.keys() - {peer.id for peer in new}))
 
 
 def apply(netmap: Netmap, delta: control.NetmapDelta) -> Netmap:

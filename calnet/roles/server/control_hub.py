@@ -8,6 +8,7 @@ costs one netmap and not a queue of them.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -18,8 +19,13 @@ from calnet.roles.server.settings import PublicUrl
 from calnet.roles.server.standing import Changed
 from calnet.roles.server.timing import Timing
 
-HISTORY_PER_NODE: Final = 4
+HISTORY_PER_NODE: Final = 2
+"""Netmaps that were sent last: a node that comes back may not have had the very last. Each holds as many references as the node has peers."""
 HISTORY_NODES: Final = 4096
+GATHER_SHARE: Final = 2.0
+MAX_GATHER_S: Final = 5.0
+LEAST_GATHER_S: Final = 0.02
+QUIET_S: Final = 1.0
 MAX_STRANGERS: Final = 1024
 """Sessions of machines that nobody admitted yet: anybody can make a control key. One more ends the oldest of them."""
 MAX_STRANGERS_PER_SOURCE: Final = 256
@@ -72,6 +78,8 @@ class ControlHub:
         self._dirty: set[NodeId] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._closing = False
+        self._telling_s = 0.0
+        self._told_at = -math.inf
         self.elsewhere: Callable[[NodeId, NodeId, tuple[str, ...]], None] | None = None
         """Passes candidates on for a node that is not connected here, where several servers share the store."""
         self.signin: LoginUrls | None = None
@@ -91,7 +99,19 @@ class ControlHub:
         if change.urgent:
             self._flush()
         elif self._dirty and self._gathering is None:
-            self._gathering = self._loop.call_later(self.timing.gather_s, self._flush)
+            self._gathering = self._loop.call_later(self._gather_s(), self._flush)
+
+    def _gather_s(self) -> float:
+        """How long to gather: hardly at all after a quiet while; longer while telling everybody takes long, so that others are served in between."""
+        quiet = self._loop.time() - self._told_at
+        if quiet > QUIET_S:
+            return min(self.timing.gather_s, LEAST_GATHER_S)
+        return max(self.timing.gather_s, min(GATHER_SHARE * self._telling_s, MAX_GATHER_S) - quiet)
+
+    def _told(self, began: float) -> None:
+        """Runs behind the sessions that were woken before it: the time since then is what they took of the loop."""
+        self._told_at = self._loop.time()
+        self._telling_s = self._told_at - began
 
     def _flush(self) -> None:
         if self._gathering is not None:
@@ -101,6 +121,7 @@ class ControlHub:
         for node in dirty:
             if (session := self._by_node.get(node)) is not None:
                 session.netmap_due()
+        self._loop.call_soon(self._loop.call_soon, self._told, self._loop.time())
 
     # --- what the sessions say
 

@@ -117,6 +117,8 @@ class Netmaps:
         self._routers = Routers()
         self._entries: dict[NodeId, Entry] = {}
         self._given: dict[NodeId, Netmap] = {}
+        self._sorted: tuple[dict[NodeId, int], tuple[Peer, ...]] | None = None
+        """All peers in order of id, and where each stands: most netmaps are this but for the node itself."""
 
     def __contains__(self, node: NodeId) -> bool:
         return node in self._entries
@@ -168,7 +170,7 @@ class Netmaps:
             version=self._first_version if given is None else given.version,
             self=self._entries[node].itself,
             prefixes=self._prefixes,
-            peers=tuple(self._entries[peer].peer for peer in sorted(self._policy.visible(node))),
+            peers=self._peers(node),
             filter=self._policy.rules(node),
             reject=self._policy.reject,
             relays=relays,
@@ -179,7 +181,19 @@ class Netmaps:
         self._given[node] = fresh
         return fresh
 
+    def _peers(self, node: NodeId) -> tuple[Peer, ...]:
+        """Whom the node sees, in order of id."""
+        seen = self._policy.visible(node)
+        if len(seen) != len(self._entries) - 1:
+            return tuple(self._entries[peer].peer for peer in sorted(seen))
+        if self._sorted is None:
+            order = sorted(self._entries)
+            self._sorted = {number: place for place, number in enumerate(order)}, tuple(self._entries[number].peer for number in order)
+        places, peers = self._sorted
+        return peers[: places[node]] + peers[places[node] + 1 :]
+
     def _replace(self, node: NodeId, entry: Entry | None) -> None:
+        self._sorted = None
         if entry is None:
             self._entries.pop(node, None)
             self._policy.remove(node)
