@@ -161,6 +161,17 @@ def test_attack_32_rotated_keys_work_and_a_flood_of_unknown_ones_costs_one_fetch
     assert idp.hook("counts")["keyFetches"] - before <= 1
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_attack_32_key_rotation_works_with_and_without_overlap(tmp_path_factory: pytest.TempPathFactory, keep: bool) -> None:
+    with sign_in_world(tmp_path_factory.mktemp("rotation") / "state", audience=AUDIENCE) as world:
+        before = world.idp.sign(api_claims(world))
+        assert bearer(world, before).status_code == 200
+        world.idp.hook("rotate", keep=keep)
+        assert bearer(world, world.idp.sign(api_claims(world))).status_code == 200
+        assert bearer(world, before).status_code == (200 if keep else 401)
+        assert world.sign_in("bob")[1].status_code == 200
+
+
 def test_removed_user_loses_sessions_nodes_and_tokens(world: SignInWorld) -> None:
     idp, registry = world.idp, world.server.registry
     idp.hook("user", sub="dora", claims={"email": "dora@example.test", "email_verified": True, "groups": ["admins"], "name": "Dora"})
