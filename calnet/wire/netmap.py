@@ -5,13 +5,18 @@ Texts that do not parse raise WireError, and nothing else does.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
+from typing import Final
 
 from calnet.errors import WireError
 from calnet.model import Address, DiscoveryKey, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, PortRange, Prefix, Relay, SelfNode
 from calnet.wire import control
 from calnet.wire.endpoints import parse_endpoints
+
+MAX_KEPT: Final = 8192
+"""Wire forms of peers that are kept. About a kilobyte each."""
+_kept: dict[int, tuple[Peer, control.WirePeer]] = {}
+"""By the identity of the value, which the entry holds, so that no other gets it: hashing a peer takes longer than all the rest of sending it."""
 
 
 def _address(text: str) -> Address:
@@ -36,9 +41,17 @@ def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
     return tuple(str(value) for value in values)
 
 
-@functools.lru_cache(maxsize=16_384)
 def wire_peer(peer: Peer) -> control.WirePeer:
     """model.Peer → WirePeer. Kept, as a server tells each of its nodes of the very same peers."""
+    kept = _kept.get(id(peer))
+    if kept is None:
+        if len(_kept) >= MAX_KEPT:
+            _kept.clear()
+        kept = _kept[id(peer)] = peer, _wire_peer(peer)
+    return kept[1]
+
+
+def _wire_peer(peer: Peer) -> control.WirePeer:
     return control.WirePeer(
         id=peer.id,
         name=peer.name,
