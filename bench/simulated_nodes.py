@@ -26,6 +26,7 @@ from calnet.wire.channel import Channel
 
 AT_ONCE = 64
 QUIET_S = 3.0
+OPTIONS: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "ping_interval": None, "proxy": None, "open_timeout": 60}
 
 
 class Head(msgspec.Struct):
@@ -50,7 +51,7 @@ class SimulatedNode:
 
     async def open(self, auth_key: str) -> None:
         """Connect, register where there is a key, subscribe with the version held, and listen from then on."""
-        self.socket = await connect(self.url + "/control/ws", compression=None, max_size=1 << 20, ping_interval=None, proxy=None)
+        self.socket = await connect(self.url + "/control/ws", **OPTIONS)
         self.channel = Channel.client(self.control, self.server_key, PrivateKey.generate(os.urandom))
         await self.socket.send(self.channel.opening())
         self.channel.receive_handshake(await self._raw())
@@ -66,7 +67,7 @@ class SimulatedNode:
 
     async def open_relay(self) -> None:
         """An idle relay connection."""
-        self.relay = await connect(self.url + "/relay", compression=None, max_size=1 << 20, ping_interval=None, proxy=None)
+        self.relay = await connect(self.url + "/relay", **OPTIONS)
         channel = relay.client_channel(self.node, self.server_key, PrivateKey.generate(os.urandom))
         await self.relay.send(channel.opening())
         answer = await self.relay.recv()
