@@ -42,6 +42,8 @@ _TYPE_UNICAST: Final = 1
 _TYPE_THROW: Final = 9
 _MAIN_TABLE: Final = 254
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 addresses and routes, IPv6 addresses and routes
+_IFA_F_NODAD: Final = 0x02
+"""linux/if_addr.h: the address is ours, nobody else on a tunnel can have it."""
 _NO_IPV6: Final = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 
 T = TypeVar("T")
@@ -224,7 +226,9 @@ def _set_addresses(netlink: Any, index: int, wanted: LinkConfig, notes: list[str
             netlink.addr("del", index=index, address=str(address), prefixlen=length, family=_family(address))
     for address, length in sorted(target - standing, key=str):
         try:
-            netlink.addr("add", index=index, address=str(address), prefixlen=length, family=_family(address))
+            # Until the kernel's duplicate address detection is done, on a busy machine much later, no route may name the address as its source.
+            flags = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+            netlink.addr("add", index=index, address=str(address), prefixlen=length, family=_family(address), **flags)
         except NetlinkError as error:
             if address.version == 4 or error.code not in _NO_IPV6:
                 raise

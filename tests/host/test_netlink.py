@@ -108,6 +108,17 @@ def test_configure_sets_addresses_mtu_routes_and_rule_and_remove_undoes_all() ->
 
 
 @pytest.mark.e2e
+def test_ipv6_address_is_in_use_at_once_without_duplicate_address_detection() -> None:
+    async def script(network: KernelNetwork) -> str:
+        await network.configure(CONFIG)
+        return sh(f"ip -6 addr show dev {NAME} scope global")
+
+    shown = with_kernel(script)
+    assert "nodad" in shown
+    assert "tentative" not in shown
+
+
+@pytest.mark.e2e
 def test_configure_again_changes_only_what_differs() -> None:
     async def script(network: KernelNetwork) -> None:
         await network.configure(CONFIG)
