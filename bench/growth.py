@@ -14,7 +14,9 @@ PLOTS = (
     ("relay_kb", "KB with an idle relay connection", 100.0),
     ("change_p50_ms", "ms until a change is everywhere, p50", 500.0),
     ("change_p99_ms", "ms until a change is everywhere, p99", 1500.0),
+    ("policy_ms", "ms until another policy is everywhere", 1000.0),
     ("restart_s", "s until all are settled after a restart", 30.0),
+    ("list_ms", "ms for a list of (up to 1,000) nodes", 50.0),
 )
 STYLE = "text{font:11px sans-serif;fill:#333}.axis{stroke:#999}.bound{stroke:#c33;stroke-dasharray:4 3}.line{fill:none;stroke:#1668b8;stroke-width:2}"
 

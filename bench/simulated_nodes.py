@@ -1,19 +1,23 @@
 """Many nodes in one process, as a server sees them: real WebSockets, real Noise handshakes, real registrations; of netmaps they read the version alone.
 
 python -m bench.simulated_nodes URL SERVER_KEY_HEX AUTH_KEY COUNT, driven by words on stdin: `register`, `relay`, `watch` (report when each has the next
-netmap), `reconnect` (once the server is back), `quit`. Each answers with one JSON line. Times are CLOCK_MONOTONIC, the same for all processes.
+netmap), `reconnect` (once the server is back: all at once), `quit`. Each answers with one JSON line. Times are CLOCK_MONOTONIC, the same for all processes.
+
+Each node comes from a loopback address of its own, as nodes do from theirs: the server bounds what one source may ask for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -21,12 +25,16 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from calnet.crypto.keys import PrivateKey
+from calnet.roles.node.control_client import HANDSHAKE_TIMEOUT_S
+from calnet.roles.node.underlay import CONNECT_TIMEOUT_S, backoff
 from calnet.wire import control, relay
 from calnet.wire.channel import Channel
 
 AT_ONCE = 64
+"""Nodes that register, or open their relay connection, at a time. They reconnect all at once."""
 QUIET_S = 3.0
-OPTIONS: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "ping_interval": None, "proxy": None, "open_timeout": 60}
+HEARD_WITHIN_S = 30.0
+OPTIONS: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "ping_interval": None, "proxy": None, "open_timeout": CONNECT_TIMEOUT_S}
 
 
 class Head(msgspec.Struct):
@@ -42,6 +50,7 @@ class SimulatedNode:
 
     def __init__(self, url: str, server_key: bytes, number: int) -> None:
         self.url, self.server_key, self.number = "ws" + url.removeprefix("http"), server_key, number
+        self.options = OPTIONS | {"local_addr": (f"127.1.{number // 250}.{number % 250 + 1}", 0)}
         self.control, self.node, self.discovery = (PrivateKey.generate(os.urandom) for _ in range(3))
         self.version = 0
         self.netmap_at = 0.0
@@ -51,11 +60,12 @@ class SimulatedNode:
 
     async def open(self, auth_key: str) -> None:
         """Connect, register where there is a key, subscribe with the version held, and listen from then on."""
-        self.socket = await connect(self.url + "/control/ws", **OPTIONS)
+        self.socket = await connect(self.url + "/control/ws", **self.options)
         self.channel = Channel.client(self.control, self.server_key, PrivateKey.generate(os.urandom))
-        await self.socket.send(self.channel.opening())
-        self.channel.receive_handshake(await self._raw())
-        await self._until("Welcome")
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await self.socket.send(self.channel.opening())
+            self.channel.receive_handshake(await self._raw())
+            await self._until("Welcome")
         if auth_key:
             proof = control.registration_proof(self.node, self.server_key, self.channel.hash, self.node.public, self.discovery.public)
             name = f"node-{self.number}"
@@ -65,9 +75,20 @@ class SimulatedNode:
         self.netmap_at = 0.0
         self.listening = asyncio.create_task(self._listen())
 
+    async def open_again(self) -> int:
+        """A session again, however often that takes, with a node's patience and its pauses; how often it took."""
+        for attempt in itertools.count():
+            try:
+                await self.open("")
+            except (OSError, EOFError, WebSocketException):
+                await asyncio.sleep(backoff(attempt, random.random()))
+            else:
+                break
+        return attempt + 1
+
     async def open_relay(self) -> None:
         """An idle relay connection."""
-        self.relay = await connect(self.url + "/relay", **OPTIONS)
+        self.relay = await connect(self.url + "/relay", **self.options)
         channel = relay.client_channel(self.node, self.server_key, PrivateKey.generate(os.urandom))
         await self.relay.send(channel.opening())
         answer = await self.relay.recv()
@@ -132,18 +153,6 @@ async def settled(nodes: list[SimulatedNode]) -> float:
             return last
 
 
-async def stubbornly(act: Callable[[], Awaitable[None]]) -> None:
-    """Again until the server takes it."""
-    for _ in range(200):
-        try:
-            await act()
-        except (OSError, TimeoutError, WebSocketException):
-            await asyncio.sleep(0.3)
-        else:
-            return
-    raise TimeoutError("the server does not take this node back")
-
-
 class Driver:
     """Carries out the words of stdin."""
 
@@ -151,21 +160,23 @@ class Driver:
         self.nodes, self.auth_key = nodes, auth_key
 
     async def register(self) -> dict[str, object]:
+        started = time.monotonic()
         seconds = await all_of(self.nodes, lambda node: node.open(self.auth_key))
         last = await settled(self.nodes)
-        return {"seconds": seconds, "per_s": len(self.nodes) / seconds, "settled_s": last, "bytes": sum(node.bytes for node in self.nodes)}
+        return {"seconds": seconds, "per_s": len(self.nodes) / seconds, "settled_s": last - started, "bytes": sum(node.bytes for node in self.nodes)}
 
     async def relay(self) -> dict[str, object]:
         return {"seconds": await all_of(self.nodes, lambda node: node.open_relay())}
 
     async def watch(self) -> dict[str, object]:
+        """When each that hears something heard it, once nothing is under way any more that was told before."""
+        await settled(self.nodes)
         started = time.monotonic()
         print(json.dumps({"watching": started}), flush=True)
-        while sum(node.netmap_at > started for node in self.nodes) < len(self.nodes) and time.monotonic() < started + 30:
+        while any(node.netmap_at <= started for node in self.nodes) and time.monotonic() < started + HEARD_WITHIN_S:
             await asyncio.sleep(0.02)
         await asyncio.sleep(1.0)
-        times = sorted(node.netmap_at for node in self.nodes if node.netmap_at > started)
-        return {"told": len(times), "times": [round(at, 4) for at in times]}
+        return {"times": sorted(round(node.netmap_at, 4) for node in self.nodes if node.netmap_at > started)}
 
     async def reconnect(self) -> dict[str, object]:
         for node in self.nodes:
@@ -173,10 +184,11 @@ class Driver:
                 node.listening.cancel()
             node.bytes = 0
         started = time.monotonic()
-        await all_of(self.nodes, lambda node: stubbornly(lambda: node.open("")))
+        attempts = await asyncio.gather(*(node.open_again() for node in self.nodes))
         connected = time.monotonic()
         last = await settled(self.nodes)
-        return {"connected_s": connected - started, "settled_s": last - started, "bytes": sum(node.bytes for node in self.nodes)}
+        times = {"connected_s": connected - started, "settled_s": last - started}
+        return {**times, "attempts": sum(attempts), "bytes": sum(node.bytes for node in self.nodes)}
 
 
 async def main() -> None:

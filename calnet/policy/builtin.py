@@ -7,13 +7,13 @@ names the whole overlay, or all but a few addresses of it, and does not change w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from ipaddress import ip_network
+from collections.abc import Collection, Iterable, Set
 from typing import Final
 
 from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
+from calnet.policy.bits import Masks
 from calnet.policy.engine import PolicyNode
-from calnet.policy.prefixes import HOLE_COST, collapsed, without
+from calnet.policy.prefixes import HOLE_COST, collapsed, host_prefix, without
 
 TEXT: Final = """\
 # The built-in policy: it holds until another is set.
@@ -37,6 +37,7 @@ class BuiltinPolicy:
         self._of_user: dict[UserId, set[NodeId]] = {}
         self._public: set[NodeId] = set()
         self._sources: dict[UserId, tuple[Prefix, ...]] = {}
+        self._masks = Masks()
         for node in nodes:
             self.put(node)
 
@@ -55,6 +56,7 @@ class BuiltinPolicy:
 
     def remove(self, node_id: NodeId) -> None:
         """Forget a node; nothing happens where it is unknown."""
+        self._masks.clear()
         node = self._nodes.pop(node_id, None)
         if node_id in self._public:
             self._public.remove(node_id)
@@ -65,14 +67,27 @@ class BuiltinPolicy:
             if not self._of_user[node.user]:
                 del self._of_user[node.user]
 
-    def visible(self, node_id: NodeId) -> set[NodeId]:
-        """The nodes that this one may reach or be reached by, which see it too. Empty for an unknown node."""
+    def visible(self, node_id: NodeId, among: Set[NodeId] | None = None) -> set[NodeId]:
+        """See Engine."""
         node = self._nodes.get(node_id)
         if node is None:
             return set()
-        seen = set(self._nodes) if node_id in self._public else self._public | self._mates(node)
+        if node_id in self._public:
+            seen = set(self._nodes) if among is None else self._nodes.keys() & among
+        elif among is None:
+            seen = self._public | self._mates(node)
+        else:
+            seen = set(self._public & among) | (self._mates(node) & among)
         seen.discard(node_id)
         return seen
+
+    def sight(self, node_id: NodeId) -> int:
+        """See Engine."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return 0
+        sets: tuple[Collection[NodeId], ...] = (self._nodes,) if node_id in self._public else (self._public, self._mates(node))
+        return self._masks.union(sets) & ~(1 << node_id)
 
     def sees(self, node_id: NodeId, other: NodeId) -> bool:
         """Whether two nodes are visible to each other."""
@@ -117,4 +132,4 @@ class BuiltinPolicy:
 
 
 def _hosts_of(node: PolicyNode) -> tuple[Prefix, ...]:
-    return tuple(ip_network(address) for address in node.addresses)
+    return tuple(map(host_prefix, node.addresses))

@@ -6,15 +6,16 @@ much as it is long. A prefix that nodes route for others is a target of its rout
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from calnet.model import Address, FilterRule, NodeId, Prefix, UserId
+from calnet.policy.bits import Masks
 from calnet.policy.document import Permit, Policy
 from calnet.policy.engine import PolicyNode
-from calnet.policy.prefixes import HOLE_COST, collapsed, without
+from calnet.policy.prefixes import HOLE_COST, collapsed, host_prefix, without
 from calnet.policy.selectors import Selector, Service
 
 ALL: Final = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
@@ -45,7 +46,7 @@ class _Selected:
         found: list[Prefix] = []
         if node.id in self.nodes or (self.selector.kind == "self" and not node.tagged):
             whole = self.selector.kind != "prefix"
-            found += [ip_network(address) for address in node.addresses if whole or self.selector.holds(address)]
+            found += [host_prefix(address) for address in node.addresses if whole or self.selector.holds(address)]
         return [*found, *self.routers.get(node.id, ())]
 
 
@@ -104,6 +105,8 @@ class CompiledPolicy:
         self._rules = [self._rule(part) for permit in policy.permits for part in _by_family(permit)]
         self._nodes: dict[NodeId, PolicyNode] = {}
         self._of_user: dict[UserId, set[NodeId]] = {}
+        self._masks = Masks()
+        self._among: dict[tuple[_Sources, UserId | None], Set[NodeId]] = {}
         for node in nodes:
             self.put(node)
 
@@ -124,6 +127,8 @@ class CompiledPolicy:
 
     def remove(self, node_id: NodeId) -> None:
         """See Engine."""
+        self._masks.clear()
+        self._among.clear()
         node = self._nodes.pop(node_id, None)
         if node is None:
             return
@@ -136,28 +141,38 @@ class CompiledPolicy:
         yield from self._sources.values()
         yield from self._selected.values()
 
-    def visible(self, node_id: NodeId) -> set[NodeId]:
+    def visible(self, node_id: NodeId, among: Set[NodeId] | None = None) -> set[NodeId]:
         """See Engine."""
         node = self._nodes.get(node_id)
         seen: set[NodeId] = set()
         if node is None:
             return seen
+        for nodes in self._in_sight(node):
+            seen.update(nodes if among is None else [one for one in among if one in nodes])
+        seen.discard(node_id)
+        return seen
+
+    def sight(self, node_id: NodeId) -> int:
+        """See Engine."""
+        node = self._nodes.get(node_id)
+        return 0 if node is None else self._masks.union(self._in_sight(node)) & ~(1 << node_id)
+
+    def _in_sight(self, node: PolicyNode) -> Iterator[Collection[NodeId]]:
+        """Sets that hold, all together, the nodes in its sight."""
         mates = self._mates(node)
         for rule in self._rules:
             sources = rule.sources
-            is_source = node_id in sources.nodes or node_id in sources.routers
+            is_source = node.id in sources.nodes or node.id in sources.routers
             for target, _ in rule.targets:
                 mine = target.selector.kind == "self"
                 if is_source:
-                    seen |= mates if mine else target.nodes
-                    seen |= target.routers.keys()
-                if mine and node_id in mates:
-                    seen |= sources.nodes & mates
-                elif node_id in target.nodes or node_id in target.routers:
-                    seen |= sources.nodes
-                    seen |= sources.routers
-        seen.discard(node_id)
-        return seen
+                    yield mates if mine else target.nodes
+                    yield target.routers
+                if mine and node.id in mates:
+                    yield self._mates_among(sources, node)
+                elif node.id in target.nodes or node.id in target.routers:
+                    yield sources.nodes
+                    yield sources.routers
 
     def sees(self, node_id: NodeId, other: NodeId) -> bool:
         """See Engine."""
@@ -169,7 +184,6 @@ class CompiledPolicy:
         node = self._nodes.get(node_id)
         if node is None:
             return ()
-        seen = self.visible(node_id)
         sources: dict[tuple[_Sources, bool], tuple[Prefix, ...]] = {}
         found: dict[tuple[_Sources, bool, tuple[Prefix, ...], Service], None] = {}
         for rule in self._rules:
@@ -179,7 +193,7 @@ class CompiledPolicy:
                 if not destinations:
                     continue
                 if (rule.sources, mine) not in sources:
-                    sources[rule.sources, mine] = self._sources_at(node, rule.sources, seen, mine=mine)
+                    sources[rule.sources, mine] = self._sources_at(node, rule.sources, mine=mine)
                 found.update(((rule.sources, mine, destinations, service), None) for service in services if sources[rule.sources, mine])
         return tuple(FilterRule(sources[by, mine], destinations, service.protocols, service.ports) for by, mine, destinations, service in found)
 
@@ -196,14 +210,22 @@ class CompiledPolicy:
     def _mates(self, node: PolicyNode) -> set[NodeId]:
         return set() if node.user is None or node.tagged else self._of_user.get(node.user, set())
 
-    def _sources_at(self, node: PolicyNode, sources: _Sources, seen: set[NodeId], *, mine: bool) -> tuple[Prefix, ...]:
+    def _mates_among(self, sources: _Sources, node: PolicyNode) -> Set[NodeId]:
+        """Those of its user's nodes that are sources; one set for all nodes of the user."""
+        key = sources, node.user
+        found = self._among.get(key)
+        if found is None:
+            found = self._among[key] = sources.nodes & self._mates(node)
+        return found
+
+    def _sources_at(self, node: PolicyNode, sources: _Sources, *, mine: bool) -> tuple[Prefix, ...]:
         """The source prefixes at this node. It has to tell apart only the nodes that it sees, as cryptokey routing lets nobody else speak."""
         if mine:
-            mates = (sources.nodes & self._mates(node)) - {node.id}
-            return self._overlay_but(seen - mates, len(mates)) or collapsed(self._addresses(mates))
+            mates = self._mates_among(sources, node) - {node.id}
+            return self._overlay_but(self.visible(node.id) - mates, len(mates)) or collapsed(self._addresses(mates))
         if sources.prefixes == ALL:
             return ALL
-        most = self._overlay_but(seen - sources.whole, len(sources.whole)) or sources.addresses(self._nodes)
+        most = self._overlay_but(self.visible(node.id) - sources.whole, len(sources.whole)) or sources.addresses(self._nodes)
         return tuple(dict.fromkeys((*most, *sources.prefixes)))
 
     def _overlay_but(self, others: set[NodeId], sources: int) -> tuple[Prefix, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,8 +39,12 @@ class Engine(Protocol):
     def remove(self, node_id: NodeId) -> None:
         """Forget a node; nothing happens where it is unknown."""
 
-    def visible(self, node_id: NodeId) -> set[NodeId]:
-        """The nodes that this one may reach or be reached by, which see it too. Empty for an unknown node."""
+    def visible(self, node_id: NodeId, among: Set[NodeId] | None = None) -> set[NodeId]:
+        """The nodes (of `among`) that this one may reach or be reached by, which see it too. Empty for an unknown node. Costs as much as the smaller of
+        both sets is large."""
+
+    def sight(self, node_id: NodeId) -> int:
+        """The same nodes, as the bits of their ids (bits.py)."""
 
     def sees(self, node_id: NodeId, other: NodeId) -> bool:
         """Whether two nodes are visible to each other."""

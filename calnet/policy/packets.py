@@ -66,18 +66,22 @@ class Parsed(NamedTuple):
 def flow_key(packet: Buffer) -> bytes | None:
     """The key that packets of one flow and direction share and no others have; None for a packet that is malformed (to be dropped).
 
-    Hot: whole TCP and UDP packets without IP options or extension headers take the short way.
+    Hot: whole TCP, UDP and echo packets without IP options or extension headers take the short way.
     """
     if len(packet) >= 28 and packet[0] == 0x45 and not (packet[6] & 0x3F or packet[7]):
         protocol = packet[9]
         length = packet[2] << 8 | packet[3]
         if (protocol == UDP and 28 <= length <= len(packet)) or (protocol == TCP and 40 <= length <= len(packet)):
             return bytes(packet[12:24]) + _LAST[protocol]
+        if protocol == ICMP and 28 <= length <= len(packet) and packet[20] in (0, 8):
+            return b"%b%b\0%b\1" % (bytes(packet[12:20]), bytes(packet[20:21]), bytes(packet[24:26]))
     elif len(packet) >= 48 and packet[0] >> 4 == 6:
         protocol = packet[6]
         length = 40 + (packet[4] << 8 | packet[5])
         if (protocol == UDP and 48 <= length <= len(packet)) or (protocol == TCP and 60 <= length <= len(packet)):
             return bytes(packet[8:44]) + _LAST[protocol]
+        if protocol == ICMPV6 and 48 <= length <= len(packet) and packet[40] in (128, 129):
+            return b"%b%b\0%b\x3a" % (bytes(packet[8:40]), bytes(packet[40:41]), bytes(packet[44:46]))
     parsed = parse(packet)
     return None if parsed is None else parsed.key
 

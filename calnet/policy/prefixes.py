@@ -29,6 +29,12 @@ def parse_prefix(text: str) -> Prefix:
     raise ValueError(f"{text!r} has bits set behind its length: write {meant}")
 
 
+@lru_cache(maxsize=32_768)
+def host_prefix(address: Address) -> Prefix:
+    """The prefix of one address. Kept, as each filter names its node's."""
+    return IPv4Network((int(address), 32)) if address.version == 4 else IPv6Network((int(address), 128))
+
+
 def collapsed(addresses: Iterable[Address]) -> tuple[Prefix, ...]:
     """The fewest prefixes that hold these addresses and no others, IPv4 first.
 

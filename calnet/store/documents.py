@@ -12,10 +12,10 @@ A backend is an `Engine`: five tables of bytes by bytes, changed in transactions
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -40,10 +40,11 @@ from calnet.store.interface import (
     key_of,
     unique_values,
 )
+from calnet.store.migrations import CURRENT, Documents, Schema, migrated
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Documents = dict[str, dict[str, dict[str, Any]]]
-"""kind → id as text → field → value, as MessagePack has it."""
 
 KINDS: Final[Mapping[str, RecordType]] = {
     "user": UserRecord,
@@ -85,52 +86,31 @@ class Transaction(Protocol):
 
 class Engine(Protocol):
     """A backend. `write` makes the action's changes durable on return, or none of them if it (or the disk) fails, and may call the action again after
-    undoing it; `copy` writes a whole consistent copy to `path`. `watch` and `send` are those of Store. Engine failures are StateErrors."""
+    undoing it. `rewrite` is `write` with a whole copy kept of what was there before, named by `label`, if it succeeds; nobody else writes between the two. It
+    says where the copy is. `watch` and `send` are those of Store. Engine failures are StateErrors."""
 
     shared: bool
 
     def read(self, action: Callable[[Transaction], Result]) -> Result: ...
     def write(self, action: Callable[[Transaction], Result]) -> Result: ...
-    def copy(self, path: Path) -> None: ...
+    def rewrite(self, action: Callable[[Transaction], None], label: str) -> str: ...
     def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None: ...
     def send(self, message: bytes) -> None: ...
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The shape of the documents: its number, and for each older number the function that brings documents of it to the next."""
-
-    version: int
-    migrations: Mapping[int, Callable[[Documents], Documents]] = field(default_factory=dict)
-
-
-def _with_identities(documents: Documents) -> Documents:
-    """Schema 1 knew no sign-in: its users were made by hand, and so were their roles. The new fields' defaults say just that."""
-    for user in documents.get("user", {}).values():
-        user["role_by_hand"] = True
-    return documents
-
-
-CURRENT: Final = Schema(2, {1: _with_identities})
-
-
 class DocumentStore:
-    """`Store` on an engine. The constructor brings the documents to `schema`, after writing a copy of the older ones to `copy_path`."""
+    """`Store` on an engine. The constructor brings the documents to `schema`, and keeps a copy of the older ones. Where another server does so later, with a
+    schema that is newer still, every call is a StateError from then on: what this one would write is no longer what is read there."""
 
-    def __init__(self, engine: Engine, *, place: str, copy_path: Path, schema: Schema = CURRENT, release: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, engine: Engine, *, place: str, schema: Schema = CURRENT, release: Callable[[], None] = lambda: None) -> None:
         """`place` names the store in errors; `release` is called once on close, after the engine's. StateError for a newer or damaged store."""
         self._engine = engine
         self._place = place
         self._release = release
         self._closed = False
-        found = engine.read(lambda transaction: self._schema_of(transaction))
-        if found is None:
-            engine.write(lambda transaction: _write_schema(transaction, schema.version))
-        elif found > schema.version:
-            raise StateError(f"{place} was written by a newer Calnet (schema {found}, this one knows {schema.version}): use that version, or restore a backup")
-        elif found < schema.version:
-            self._migrate(found, schema, copy_path)
+        self._schema = schema
+        self._settle()
 
     @property
     def shared(self) -> bool:
@@ -262,7 +242,10 @@ class DocumentStore:
             raise _damaged(self._place, "an audit record does not parse") from error
 
     def _last(self, transaction: Transaction) -> Commit:
-        numbers = [transaction.get(Table.META, key) or b"0" for key in (_VERSION_KEY, _AUDIT_KEY)]
+        meta = dict(transaction.scan(Table.META))
+        if meta.get(_SCHEMA_KEY) != str(self._schema.version).encode():
+            raise self._other_schema(self._schema_of(transaction))
+        numbers = [meta.get(key, b"0") for key in (_VERSION_KEY, _AUDIT_KEY)]
         if not all(number.isdigit() for number in numbers):
             raise _damaged(self._place, "its counters do not parse")
         return Commit(*map(int, numbers))
@@ -277,20 +260,45 @@ class DocumentStore:
             raise _damaged(self._place, "its schema number does not parse")
         return int(value)
 
-    def _migrate(self, found: int, schema: Schema, copy_path: Path) -> None:
-        self._engine.copy(copy_path)
-        try:
-            self._engine.write(lambda transaction: self._rewrite(transaction, found, schema))
-        except CalnetError as error:
-            raise StateError(f"{self._place} could not be brought from schema {found} to {schema.version} and stands as it was: {error}") from error
+    def _other_schema(self, found: int | None) -> StateError:
+        if found is None:
+            return _damaged(self._place, "its schema number is missing")
+        mine = self._schema.version
+        return StateError(f"{self._place} was brought from schema {mine} to {found} by another Calnet meanwhile: start that version in place of this server")
 
-    def _rewrite(self, transaction: Transaction, found: int, schema: Schema) -> None:
-        documents = _documents(transaction)
-        for number in range(found, schema.version):
-            try:
-                documents = schema.migrations[number](documents)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise StateError(f"the step from schema {number} failed ({type(error).__name__}: {error})") from error
+    def _settle(self) -> None:
+        """Bring what is there to the schema. What was found is looked at again under the lock of the write: servers that share a store may start together."""
+        found = self._engine.read(self._schema_of)
+        mine = self._schema.version
+        if found == mine:
+            return
+        if found is not None and found > mine:
+            raise StateError(f"{self._place} was written by a newer Calnet (schema {found}, this one knows {mine}): use that version, or restore a backup")
+        try:
+            if found is None:
+                self._engine.write(self._begin)
+            else:
+                self._migrate(found)
+        except StaleError:  # another server was first
+            self._settle()
+
+    def _begin(self, transaction: Transaction) -> None:
+        self._expect(transaction, None)
+        _write_schema(transaction, self._schema.version)
+
+    def _migrate(self, found: int) -> None:
+        wanted = self._schema.version
+        try:
+            copy = self._engine.rewrite(lambda transaction: self._rewrite(transaction, found), f"schema-{found}")
+        except StaleError:
+            raise
+        except CalnetError as error:
+            raise StateError(f"{self._place} could not be brought from schema {found} to {wanted} and stands as it was: {error}") from error
+        log.warning("store_migrated place=%s from=%d to=%d copy=%s", self._place, found, wanted, copy)
+
+    def _rewrite(self, transaction: Transaction, found: int) -> None:
+        self._expect(transaction, found)
+        documents = migrated(_documents(transaction), found, self._schema)
         for table in (Table.RECORDS, Table.TAKEN):
             for key, _ in list(transaction.scan(table)):
                 transaction.delete(table, key)
@@ -300,7 +308,11 @@ class DocumentStore:
                 value = msgspec.msgpack.encode(row)
                 _claim(transaction, key, _decode(key, value, self._place))
                 transaction.put(Table.RECORDS, key, value)
-        _write_schema(transaction, schema.version)
+        _write_schema(transaction, self._schema.version)
+
+    def _expect(self, transaction: Transaction, found: int | None) -> None:
+        if self._schema_of(transaction) != found:
+            raise StaleError("the store was brought to another schema by another server meanwhile")
 
 
 def _number_key(number: int) -> bytes:

@@ -14,6 +14,22 @@ from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey, UserId
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """How the OpenID provider is asked, without the user's browser, whether it still vouches for the user."""
+
+    asked_at: float
+    """When a server last took it on itself to ask."""
+    checked_at: float
+    """When the provider last vouched for the user."""
+    refresh: bytes = field(default=b"", repr=False)
+    """The provider's refresh token, sealed under a key of the server; empty where there is none to ask with."""
+    until: float | None = None
+    """Without a refresh token: until when the provider's last word holds."""
+    signed_out_at: float | None = None
+    """When the user was last sent on to the provider's own sign-out, which may end the refresh token; None once that token has outlived it."""
+
+
+@dataclass(frozen=True, slots=True)
 class UserRecord:
     """`role` is `owner`, `admin`, `auditor` or `user`. A user that signed in at an OpenID provider is known by (issuer, subject), never by its e-mail."""
 
@@ -34,6 +50,10 @@ class UserRecord:
     suspended: bool = False
     """The provider or an admin shut the user out: no sign-in, no token, no active node."""
     last_login_at: float | None = None
+    access: str = "granted"
+    """What the provider's word gives: `granted`; `resting` where it can't be asked any more: tokens and keys wait for the next sign-in; `lost` where it vouches
+    for the user no more, who has to sign in again. Always `granted` for a user made by hand."""
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,8 @@ class NodeRecord:
     """An admin chose the name: the hostname no longer moves it."""
     os: str = ""
     version: str = ""
+    capabilities: tuple[str, ...] = ()
+    """Protocol extensions that it announces."""
     user: UserId | None = None
     """Owner; None for a tagged node and a pending one."""
     tags: tuple[str, ...] = ()
@@ -68,6 +90,8 @@ class NodeRecord:
     """Its owner was shut out: it may do as little as a disabled one, until the owner is back."""
     ephemeral: bool = False
     pending_code: str = ""
+    signed_in: bool = False
+    """Pending, and `user` has signed in for it with this code: nobody else may any more, and an admin's approval is what it waits for."""
     auth_key: str = ""
     """Id of the pre-auth key last used."""
     last_seen_at: float | None = None
@@ -128,10 +152,6 @@ class SessionRecord:
     user: UserId
     created_at: float
     expires: float
-    checked_at: float
-    """When the provider last confirmed the user."""
-    refresh: bytes = field(default=b"", repr=False)
-    """The provider's refresh token, sealed under a key of the server; empty where it gave none."""
 
 
 @dataclass(frozen=True, slots=True)

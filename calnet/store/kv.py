@@ -18,6 +18,7 @@ from lmdb import verify
 
 from calnet import files
 from calnet.errors import StateError
+from calnet.store.copies import rewrite_with_copy
 from calnet.store.documents import Result, Table, Transaction
 
 FIRST_MAP_SIZE: Final = 16 * 1024 * 1024
@@ -100,16 +101,13 @@ class KvEngine:
                 except lmdb.MapFullError:
                     self._environment.set_mapsize(self._environment.info()["map_size"] * 2)
 
-    def copy(self, path: Path) -> None:
-        """See Engine."""
-        files.remove_private(path)
-        descriptor = files.open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            with self._explained("copy"):
-                self._environment.copyfd(descriptor)
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def rewrite(self, action: Callable[[Transaction], None], label: str) -> str:
+        """See Engine. No other process writes between the copy and the action: the caller's lock keeps them away."""
+        return rewrite_with_copy(self._path, label, self._copy, lambda: self.write(action))
+
+    def _copy(self, path: Path, descriptor: int) -> None:
+        with self._explained("copy"):
+            self._environment.copyfd(descriptor)
 
     def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
         """No other process commits here."""

@@ -8,7 +8,8 @@ from typing import Final
 
 from calnet import files
 from calnet.errors import CalnetError, ConfigError
-from calnet.store.documents import CURRENT, DocumentStore, Engine, Schema
+from calnet.store.documents import DocumentStore, Engine
+from calnet.store.migrations import CURRENT, Schema
 
 FILE_NAMES: Final[Mapping[str, str]] = {"kv": "store.mdb", "sqlite": "store.sqlite"}
 
@@ -25,15 +26,19 @@ def open_store(kind: str, directory: Path, *, schema: Schema = CURRENT) -> Docum
     lock = files.PrivateLock(directory / "store.lock", f"another server uses this directory ({directory}): stop it, or choose another --state-dir")
     try:
         engine, place = _postgres(kind) if "://" in kind else _embedded(kind, directory)
-        copy_path = directory / f"{FILE_NAMES.get(kind, 'store')}.before-migration"
         try:
-            return DocumentStore(engine, place=place, copy_path=copy_path, schema=schema, release=lock.close)
+            return DocumentStore(engine, place=place, schema=schema, release=lock.close)
         except CalnetError:
             engine.close()
             raise
     except CalnetError:
         lock.close()
         raise
+
+
+def kind_in(directory: Path) -> str | None:
+    """The kind of the store in `directory`; None where there is none."""
+    return next((kind for kind, name in FILE_NAMES.items() if (directory / name).exists()), None)
 
 
 def is_kind(kind: str) -> bool:
@@ -51,7 +56,8 @@ def _postgres(url: str) -> tuple[Engine, str]:
     try:
         from calnet.store.postgres import PostgresEngine, check_url
     except ImportError as error:  # psycopg finds no libpq
-        raise ConfigError(f"PostgreSQL's client library can't be loaded ({error}): apt install libpq5, or choose another --store") from error
+        reason = str(error).rpartition("implementation: ")[2].strip()  # psycopg tells of each way that it tried: the last is libpq
+        raise ConfigError(f"PostgreSQL's client library can't be loaded ({reason}): apt install libpq5, or choose another --store") from error
     check_url(url)
     engine = PostgresEngine(url)
     return engine, engine.place
@@ -60,9 +66,8 @@ def _postgres(url: str) -> tuple[Engine, str]:
 def _check_kind(kind: str, directory: Path) -> None:
     if (directory / FILE_NAMES[kind]).exists():
         return
-    for other, name in FILE_NAMES.items():
-        if (directory / name).exists():
-            raise ConfigError(f"{directory} holds a store of kind {other}, not {kind}: start with --store {other}")
+    if (other := kind_in(directory)) is not None:
+        raise ConfigError(f"{directory} holds a store of kind {other}, not {kind}: start with --store {other}")
 
 
 def _engine(kind: str) -> Callable[[Path], Engine]:

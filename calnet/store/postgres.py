@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -21,6 +20,7 @@ import peewee
 import psycopg
 
 from calnet.errors import ConfigError, StateError
+from calnet.store.copies import free_name
 from calnet.store.documents import Result, Table, Transaction
 from calnet.store.sql import SqlTransaction, models_of
 
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 SCHEMA: Final = "calnet"
 """The database's schema that our tables are in."""
-COPY_SCHEMA: Final = "calnet_before_migration"
 CHANNEL: Final = "calnet"
 MAX_MESSAGE: Final = 4096
 _LOCK: Final = 0x63616C6E6574
@@ -79,13 +78,13 @@ class PostgresEngine:
             self._notify("c")
             return result
 
-    def copy(self, path: Path) -> None:
-        """A copy in the database itself, in the schema COPY_SCHEMA; `path` is not used, as the database is on another machine, perhaps."""
-        with self._mutex, self._explained("copy"), self._transaction():
-            self._database.execute_sql(f"DROP SCHEMA IF EXISTS {COPY_SCHEMA} CASCADE")  # type: ignore[no-untyped-call]
-            self._database.execute_sql(f"CREATE SCHEMA {COPY_SCHEMA}")  # type: ignore[no-untyped-call]
-            for table in Table:
-                self._database.execute_sql(f"CREATE TABLE {COPY_SCHEMA}.{table.value} AS TABLE {SCHEMA}.{table.value}")  # type: ignore[no-untyped-call]
+    def rewrite(self, action: Callable[[Transaction], None], label: str) -> str:
+        """See Engine. The copy is a schema of the database, which may be on another machine, made in the action's own transaction: both hold, or neither."""
+        with self._mutex, self._explained("migrate"), self._transaction():
+            kept = self._copy(label)
+            action(SqlTransaction(self._models))
+            self._notify("c")
+            return f"the schema {kept} of {self.place}"
 
     def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
         """See Store."""
@@ -104,6 +103,19 @@ class PostgresEngine:
             self._listener.close()
         with self._mutex, self._explained("close"):
             self._database.close()
+
+    def _copy(self, label: str) -> str:
+        """Copy our schema to one of its own, keys and all, so that it can be renamed back; its name."""
+        kept = free_name(f"{SCHEMA}_{label.replace('-', '_')}", self._has_schema)
+        self._database.execute_sql(f"CREATE SCHEMA {kept}")  # type: ignore[no-untyped-call]
+        for table in Table:
+            self._database.execute_sql(f"CREATE TABLE {kept}.{table.value} (LIKE {SCHEMA}.{table.value} INCLUDING ALL)")  # type: ignore[no-untyped-call]
+            self._database.execute_sql(f"INSERT INTO {kept}.{table.value} SELECT * FROM {SCHEMA}.{table.value}")  # type: ignore[no-untyped-call]
+        return kept
+
+    def _has_schema(self, name: str) -> bool:
+        (found,) = self._database.execute_sql("SELECT to_regnamespace(%s) IS NOT NULL", (name,)).fetchone()  # type: ignore[no-untyped-call]
+        return bool(found)
 
     def _notify(self, kind: str, text: str = "") -> None:
         self._database.execute_sql("SELECT pg_notify(%s, %s)", (CHANNEL, f"{kind}{self._own}{text}"))  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ import peewee
 
 from calnet import files
 from calnet.errors import StateError
+from calnet.store.copies import rewrite_with_copy
 from calnet.store.documents import Result, Table, Transaction
 
 
@@ -83,16 +84,13 @@ class SqlEngine:
         with self._mutex, self._explained("write"), self._database.atomic("IMMEDIATE"):
             return action(SqlTransaction(self._models))
 
-    def copy(self, path: Path) -> None:
-        """See Engine."""
-        files.remove_private(path)
-        descriptor = files.open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
-            with self._mutex, self._explained("copy"):
-                self._database.execute_sql("VACUUM INTO ?", (str(path),))  # type: ignore[no-untyped-call]
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def rewrite(self, action: Callable[[Transaction], None], label: str) -> str:
+        """See Engine. No other process writes between the copy and the action: the caller's lock keeps them away."""
+        return rewrite_with_copy(self._place, label, self._copy, lambda: self.write(action))
+
+    def _copy(self, path: Path, descriptor: int) -> None:
+        with self._mutex, self._explained("copy"):
+            self._database.execute_sql("VACUUM INTO ?", (str(path),))  # type: ignore[no-untyped-call]
 
     def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
         """No other process commits here."""

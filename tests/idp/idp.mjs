@@ -6,6 +6,9 @@ import { Provider } from 'oidc-provider';
 
 const port = Number(process.argv[2] ?? 0);
 const lifetime = Number(process.env.TOKEN_SECONDS ?? 60);
+const deviceFlow = process.env.DEVICE_FLOW !== '0';
+const grants = ['authorization_code', 'refresh_token', ...(deviceFlow ? ['urn:ietf:params:oauth:grant-type:device_code'] : []),
+  ...(process.env.CLIENT_CREDENTIALS === '1' ? ['client_credentials'] : [])];
 const audience = 'https://calnet.test/api';
 const people = new Map(Object.entries({
   alice: { email: 'alice@example.test', email_verified: true, groups: ['admins', 'staff'], name: 'Alice A.' },
@@ -34,14 +37,14 @@ function provider() {
       {
         client_id: 'calnet',
         client_secret: 'a-secret-of-the-tests-alone-0123456789',
-        grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+        grant_types: grants,
         response_types: ['code'],
         redirect_uris: (process.env.REDIRECTS ?? 'http://127.0.0.1:1/auth/callback').split(' '),
       },
       {
         client_id: 'another',
         client_secret: 'another-secret-of-the-tests-0123456789',
-        grant_types: ['authorization_code', 'refresh_token', 'urn:ietf:params:oauth:grant-type:device_code'],
+        grant_types: grants,
         response_types: ['code'],
         redirect_uris: ['http://127.0.0.1:1/elsewhere'],
       },
@@ -50,8 +53,9 @@ function provider() {
     claims: { openid: ['sub'], profile: ['name', 'preferred_username'], email: ['email', 'email_verified'], groups: ['groups'] },
     conformIdTokenClaims: false,
     features: {
-      deviceFlow: { enabled: true },
+      deviceFlow: { enabled: deviceFlow },
       devInteractions: { enabled: true },
+      clientCredentials: { enabled: true },
       resourceIndicators: {
         enabled: true,
         defaultResource: () => undefined,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calnet.model import Address, NodeId, Prefix, UserId
+from calnet.policy.bits import ids_of
 from calnet.policy.builtin import BuiltinPolicy
 from calnet.policy.engine import PolicyNode
 from calnet.policy.prefixes import HOLE_COST
@@ -46,11 +47,13 @@ def check(policy: BuiltinPolicy, nodes: list[PolicyNode]) -> None:
         routed = bool(there.routes or source.routes)
         assert policy.sees(source.id, there.id) == (reach or back or routed)
         assert (there.id in policy.visible(source.id)) == (reach or back or routed)
+        assert policy.visible(source.id, {there.id, source.id}) == ({there.id} if reach or back or routed else set())
         for address in there.addresses:
             assert accepts(policy, source, there, address) == reach
         assert accepts(policy, source, there, LAN_HOST) == bool(there.routes)
     for one in nodes:
         assert one.id not in policy.visible(one.id)
+        assert ids_of(policy.sight(one.id)) == sorted(policy.visible(one.id))
 
 
 NODES = st.lists(st.tuples(st.sampled_from([None, 1, 2, 3]), st.booleans()), max_size=8).map(
@@ -70,6 +73,7 @@ def test_policy_changed_node_by_node_is_that_of_the_last_nodes(hole_cost: int, b
     policy = BuiltinPolicy(OVERLAY, before, hole_cost=hole_cost)
     for one in before:
         policy.rules(one.id)
+        policy.sight(one.id)
     for one in data.draw(st.permutations(after)):
         policy.put(one)
     for one in before[len(after) :]:
@@ -78,11 +82,13 @@ def test_policy_changed_node_by_node_is_that_of_the_last_nodes(hole_cost: int, b
     fresh = BuiltinPolicy(OVERLAY, after, hole_cost=hole_cost)
     assert [policy.rules(one.id) for one in after] == [fresh.rules(one.id) for one in after]
     assert [policy.visible(one.id) for one in after] == [fresh.visible(one.id) for one in after]
+    assert [policy.sight(one.id) for one in after] == [fresh.sight(one.id) for one in after]
 
 
 def test_unknown_node_sees_and_accepts_nothing() -> None:
     policy = BuiltinPolicy(OVERLAY, [node(1)])
     assert policy.visible(NodeId(9)) == set()
+    assert policy.sight(NodeId(9)) == 0
     assert policy.rules(NodeId(9)) == ()
     assert not policy.sees(NodeId(9), NodeId(1))
     assert not policy.sees(NodeId(1), NodeId(9))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.model import FilterRule, NodeId
+from calnet.policy.bits import ids_of
 from calnet.policy.compiled import CompiledPolicy
 from calnet.policy.document import parse_policy
 from calnet.policy.engine import PolicyNode
@@ -25,6 +26,7 @@ def check(policy: CompiledPolicy, document: Json, nodes: list[PolicyNode]) -> No
         expected = related(document, source, there) or related(document, there, source)
         assert policy.sees(source.id, there.id) == expected, (source.name, there.name)
         assert (there.id in policy.visible(source.id)) == expected
+        assert policy.visible(source.id, {there.id, source.id}) == ({there.id} if expected else set())
         for one, other, protocol, port in questions(source, there):
             verdict = allowed(document, one, other, protocol, port)
             if expected:  # else no tunnel carries the packet
@@ -33,6 +35,7 @@ def check(policy: CompiledPolicy, document: Json, nodes: list[PolicyNode]) -> No
                 assert not verdict
     for subject in nodes:
         assert subject.id not in policy.visible(subject.id)
+        assert ids_of(policy.sight(subject.id)) == sorted(policy.visible(subject.id))
 
 
 @settings(max_examples=200)
@@ -49,6 +52,7 @@ def test_policy_changed_node_by_node_is_that_of_the_last_nodes(document: Json, b
     policy = CompiledPolicy(parsed, OVERLAY, before)
     for one in before:
         policy.rules(one.id)
+        policy.sight(one.id)
     for one in data.draw(st.permutations(after)):
         policy.put(one)
         policy.rules(one.id)
@@ -57,6 +61,7 @@ def test_policy_changed_node_by_node_is_that_of_the_last_nodes(document: Json, b
     fresh = CompiledPolicy(parsed, OVERLAY, after)
     assert [policy.rules(one.id) for one in after] == [fresh.rules(one.id) for one in after]
     assert [policy.visible(one.id) for one in after] == [fresh.visible(one.id) for one in after]
+    assert [policy.sight(one.id) for one in after] == [fresh.sight(one.id) for one in after]
 
 
 def compiled(text: str, *nodes: PolicyNode) -> CompiledPolicy:
@@ -66,6 +71,7 @@ def compiled(text: str, *nodes: PolicyNode) -> CompiledPolicy:
 def test_unknown_node_sees_and_accepts_nothing() -> None:
     policy = compiled('{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}', node(1))
     assert policy.visible(NodeId(9)) == set()
+    assert policy.sight(NodeId(9)) == 0
     assert policy.rules(NodeId(9)) == ()
     assert not policy.sees(NodeId(9), NodeId(1))
     assert not policy.sees(NodeId(1), NodeId(9))

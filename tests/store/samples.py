@@ -47,5 +47,5 @@ AUTH_KEY = AuthKeyRecord("00112233445566ff", b"h" * 32, UserId(1), 1.0, 2.0, ("t
 RETIRED = RetiredRecord("100.70.0.9", 5.0)
 SETTING = SettingRecord("server.name", b"\0\xff")
 TOKEN = TokenRecord("8899aabbccddeeff", b"t" * 32, UserId(1), "ci", ("nodes:read",), 1.0, 2.0)
-SESSION = SessionRecord("aa" * 32, UserId(1), 1.0, 2.0, 1.5, b"sealed")
+SESSION = SessionRecord("aa" * 32, UserId(1), 1.0, 2.0)
 ANSWER = IdempotencyRecord("bb" * 32, b"r" * 32, 201, b"sealed", 1.0)

@@ -10,7 +10,8 @@ import pytest
 from calnet.errors import InvalidError
 from calnet.store.archive import MAGIC, read_archive, write_archive
 from calnet.store.documents import DocumentStore
-from calnet.store.interface import AuditChange, AuditRecord, Put, Record, key_of
+from calnet.store.interface import AuditChange, AuditRecord, Put, Record, UserRecord, key_of
+from calnet.store.migrations import CURRENT, Documents, Schema
 from calnet.store.opening import open_store
 from tests.store.conftest import EMBEDDED
 from tests.store.samples import ANSWER, AUTH_KEY, RETIRED, SESSION, SETTING, TOKEN, key, node, user
@@ -64,4 +65,30 @@ def test_archive_that_is_not_sound_is_refused_with_one_line(tmp_path: Path, dama
         data[-4:] = b"\xff" * 4
     with pytest.raises(InvalidError) as raised:
         read_archive(bytes(data))
+    assert "\n" not in str(raised.value)
+
+
+def renamed(documents: Documents) -> Documents:
+    for row in documents["user"].values():
+        row["name"] = f"{row['name']}-x"
+    return documents
+
+
+def test_archive_of_an_older_schema_is_brought_through_every_step(tmp_path: Path) -> None:
+    store = open_store("kv", tmp_path / "source")
+    data = filled(store)
+    store.close()
+    archive = read_archive(data, Schema(CURRENT.version + 2, {CURRENT.version: renamed, CURRENT.version + 1: renamed}))
+    assert [record.name for record in archive.records if isinstance(record, UserRecord)] == ["user-1-x-x"]
+    assert {key_of(record) for record in archive.records} == {key_of(record) for record in RECORDS}
+
+
+def test_archive_of_a_newer_schema_or_without_a_way_is_refused_with_one_line(tmp_path: Path) -> None:
+    store = open_store("kv", tmp_path / "source")
+    data = filled(store)
+    store.close()
+    with pytest.raises(InvalidError, match=rf"written by a newer Calnet \(schema {CURRENT.version}, this one knows 1\): use that version"):
+        read_archive(data, Schema(1))
+    with pytest.raises(InvalidError, match=rf"could not be brought from schema {CURRENT.version} to {CURRENT.version + 1}: the step") as raised:
+        read_archive(data, Schema(CURRENT.version + 1))
     assert "\n" not in str(raised.value)

@@ -5,47 +5,75 @@ from __future__ import annotations
 import os
 import sys
 
-from calnet.errors import CalnetError, InvalidError, NotFoundError, UnreachableError, UsageError
+from calnet.errors import CalnetError, InvalidError, NotFoundError, StateError, TimedOutError, UnreachableError, UsageError
 from calnet.roles.cli import show
+from calnet.roles.cli.api import Api
 from calnet.roles.cli.node_commands import print_json, print_lines, tell
-from calnet.roles.cli.rest import Rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
 
-    Verb = Callable[[Rest, Namespace], object]
+    from calnet.roles.cli.api import EndRow, Verdict
 
 COLUMNS = {
     "users.list": ("id", "name", "role", "suspended", "email", "created"),
     "keys.list": ("id", "user", "tags", "reusable", "ephemeral", "expires", "used", "valid"),
     "nodes.list": ("id", "name", "user", "tags", "addresses", "state", "online", "last_seen", "code"),
-    "nodes.routes.list": ("node", "name", "route", "advertised", "approved", "primary", "online"),
+    "nodes.routes.list": ("node", "name", "route", "advertised", "approved", "primary", "online", "overlaps"),
     "tokens.list": ("id", "name", "user", "scopes", "expires", "valid"),
     "sessions.list": ("id", "user", "created", "expires", "checked"),
     "relays.list": ("url", "connected"),
 }
 
 
-def connection(args: Namespace) -> Rest:
+FOLLOW_AGAIN_S = 2.0
+"""Between a stream of events that ended and the next."""
+
+
+def connection(args: Namespace) -> Api:
     """The server that the flags name."""
     if args.server:
         if not args.token:
             raise UsageError("--server needs --token: `calnet.pyz admin tokens create NAME` on the server makes one")
         from calnet.roles.cli.values import secret
 
-        return Rest(url=args.server, token=secret(args.token))
+        return Api(url=args.server, token=secret(args.token))
     if args.token:
         raise UsageError("--token needs --server: on the server's own machine the admin socket is used, without a token")
-    return Rest(socket_path=args.socket or os.path.join(args.state_dir, "admin.sock"))
+    return Api(socket_path=args.socket or os.path.join(args.state_dir, "admin.sock"))
+
+
+class Offline(Api):
+    """Instead of a server that does not run: archives out of its store and into it. Loads the server's packages, so only when it is needed."""
+
+    def __init__(self, args: Namespace) -> None:
+        super().__init__(socket_path=args.state_dir)
+        self._args = args
+
+    def raw(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """As Rest.raw, for /local."""
+        import importlib
+        from pathlib import Path
+
+        args = self._args
+        if args.bundle is not None:
+            args.bundle.activate()
+        directory = Path(args.state_dir)
+        tell({"say": f"no server runs on {directory}: its store is opened here"})
+        answer: bytes = importlib.import_module("calnet.roles.server.offline").answer(path, body, directory=directory, store=args.store)
+        return answer
 
 
 def admin(args: Namespace) -> int:
     """Any noun and verb. `args.op` names the operation."""
-    from calnet.roles.cli.admin_verbs import VERBS
+    from calnet.roles.cli.admin_verbs import ARCHIVES, VERBS
 
-    result = VERBS[args.op](connection(args), args)
+    api = connection(args)
+    if args.op in ARCHIVES and not (args.server or args.socket) and api.is_nobody_there():
+        api = Offline(args)
+    result = VERBS[args.op](api, args)
+    result = {} if result is None else result
     if args.json:
         print_json(result)
     else:
@@ -184,6 +212,11 @@ def _print_routes_approved(args: Namespace, result: object) -> None:
             tell({"say": f"{route} is approved, but {show.cell(node.get('name'))} does not advertise it; it does: {show.cell(advertised)}"})
 
 
+def _print_routes(args: Namespace, result: object) -> None:
+    rows = [row | {"overlaps": [f"{other.get('route')} of {other.get('name')}" for other in show.listing(row.get("overlaps"))]} for row in show.listing(result)]
+    print_lines(_table(args.op, rows))
+
+
 def _print_settings(args: Namespace, result: object) -> None:
     """As `settings set` takes them."""
     print_lines([show.clean(f"{name}={show.cell(value)}") for name, value in show.mapping(result).items() if name != "etag"])
@@ -207,6 +240,7 @@ _PRINTERS = {
     "policy.diff": _print_diff,
     "audit.list": _print_audit,
     "audit.at": _print_past,
+    "nodes.routes.list": _print_routes,
     "nodes.routes.approve": _print_routes_approved,
     "settings.show": _print_settings,
     "events.follow": _print_nothing,
@@ -222,56 +256,64 @@ def can(args: Namespace) -> int:
     protocol, slash, port = args.service.partition("/")
     if slash and not (port.isascii() and port.isdigit() and int(port) <= 65_535):
         raise UsageError(f"{args.service!r}: write tcp/443, udp/53 or icmp")
-    body: show.Json = {"source": args.source, "destination": args.destination, "protocol": protocol, "port": int(port) if slash else None}
     try:
-        verdict = connection(args).send("POST", "/policy/can", body)
+        verdict = connection(args).can(source=args.source, destination=args.destination, protocol=protocol, port=int(port) if slash else None)
     except (NotFoundError, InvalidError) as error:
         raise UsageError(str(error)) from None
     if args.json:
         print_json(verdict)
     else:
         print_lines(_verdict_lines(args, verdict))
-    return 0 if verdict.get("allowed") else CalnetError.exit_code
+    return 0 if verdict["allowed"] else CalnetError.exit_code
 
 
-def _verdict_lines(args: Namespace, verdict: show.Json) -> list[str]:
-    source, destination = show.mapping(verdict.get("source")), show.mapping(verdict.get("destination"))
-    lines = [f"{'allowed' if verdict.get('allowed') else 'denied'} {args.service} from {_end(source)} to {_end(destination)}"]
-    lines.append(f"  {verdict.get('reason')}")
-    route = show.mapping(destination.get("route"))
-    if route:
-        lines.append(f"  {route.get('prefix')} is routed by {route.get('router')}")
+def _verdict_lines(args: Namespace, verdict: Verdict) -> list[str]:
+    source, destination = verdict["source"], verdict["destination"]
+    lines = [f"{'allowed' if verdict['allowed'] else 'denied'} {args.service} from {_end(source)} to {_end(destination)}", f"  {verdict['reason']}"]
+    route = destination["route"]
+    if route is not None:
+        lines.append(f"  {route['prefix']} is routed by {route['router']}")
     return [show.clean(line) for line in lines]
 
 
-def _end(end: show.Json) -> str:
-    tags = end.get("tags")
-    facts = [str(end.get("node"))] if end.get("node") not in (None, end.get("name")) else []
-    facts += [str(end.get("user"))] if end.get("user") else []
-    facts += [str(tag) for tag in tags] if isinstance(tags, list) else []
-    return f"{end.get('name')}" + (f" ({', '.join(facts)})" if facts else "")
+def _end(end: EndRow) -> str:
+    facts = [end["node"]] if end["node"] not in (None, end["name"]) else []
+    known = [fact for fact in (*facts, end["user"], *end["tags"]) if fact]
+    return end["name"] + (f" ({', '.join(known)})" if known else "")
 
 
-def followed(rest: Rest, args: Namespace) -> None:
-    """Print events as they come; a stream that breaks is taken up again where it was."""
+def followed(api: Api, args: Namespace) -> None:
+    """Print events as they come; a stream that breaks is taken up again where it was. Only the first time a server that is not there ends it."""
+    import time
+
     last: str | None = None
     while True:
         try:
-            for number, event, data in rest.events(last):
+            for number, event, data in api.events(last):
                 last = number or last
-                _print_event(args, event, data)
-        except (UnreachableError, OSError) as error:
+                if _is_wanted(args, event, data):
+                    _print_event(args, event, data)
+        except (UnreachableError, TimedOutError, StateError) as error:
             if last is None:
                 raise
             tell({"say": f"{error}; trying again"})
-        import time
+        time.sleep(FOLLOW_AGAIN_S)
 
-        time.sleep(2)
+
+def _is_wanted(args: Namespace, event: str, data: show.Json) -> bool:
+    """Whether it was asked for: `audit list` follows changes alone, those that it would list."""
+    if args.op != "audit.list" or event != "change":
+        return event == "reset" or (bool(event) and args.op != "audit.list")
+    actor, action = show.mapping(data.get("actor")), str(data.get("action"))
+    names = (actor.get("name"), f"{actor.get('kind')}:{actor.get('id')}", actor.get("kind"))
+    return args.actor in (None, *names) and (args.action in (None, action) or action.startswith(f"{args.action}."))
 
 
 def _print_event(args: Namespace, event: str, data: show.Json) -> None:
     if args.json:
         print_json({"event": event, **data}, one_line=True)
+    elif event == "reset":
+        tell({"say": "the server's log is not the one that was followed so far: what changed in between is not shown"})
     elif event == "presence":
         print(show.clean(f"{data.get('name')} {'came' if data.get('online') else 'went'}"), flush=True)
     else:

@@ -56,7 +56,7 @@ def _node_name(parser: Parser) -> None:
 
 def _node_tags(parser: Parser) -> None:
     _node(parser)
-    parser.word("tags", values.tag, "the tags it has from now on, such as tag:web; none for none", metavar="TAG", many="*", default=[])
+    parser.word("tags", values.tag, "the tags it has from now on, such as tag:web (`approve NODE --user USER` takes them away)", metavar="TAG", many="+")
 
 
 def _approve(parser: Parser) -> None:
@@ -120,14 +120,14 @@ def _id(parser: Parser) -> None:
 
 
 def _settings(parser: Parser) -> None:
-    parser.word("values", values.word, "a setting and its value, such as node_key_lifetime_s=90d", metavar="NAME=VALUE", many="+")
+    parser.word("values", values.word, "a setting and its value, such as node_key_lifetime_s=90d or require_approval=yes", metavar="NAME=VALUE", many="+")
 
 
 def _audit(parser: Parser) -> None:
     parser.value("--limit", values.count, "at most so many", metavar="N", default=100, environment=False)
     parser.value("--actor", values.word, "those of this user, token or kind of actor", metavar="NAME", environment=False)
     parser.value("--action", values.word, "those of this action, such as nodes or nodes.rename", metavar="ACTION", environment=False)
-    parser.switch("--follow", "go on with each change as it happens", environment=False)
+    parser.switch("--follow", "print each change as it happens, from now on", environment=False)
 
 
 def _time(parser: Parser) -> None:
@@ -136,6 +136,8 @@ def _time(parser: Parser) -> None:
 
 def _archive(parser: Parser) -> None:
     parser.word("file", str, "the archive's file", metavar="FILE")
+    help_text = "the server's --store, where it does not run: then the store is opened here"
+    parser.value("--store", values.store, help_text, metavar="KIND", shown="what the state directory holds", environment=False)
 
 
 def _restored(parser: Parser) -> None:
@@ -207,7 +209,7 @@ NOUNS = {
     "events": ("what happens", EVENTS),
 }
 ARCHIVES: dict[str, tuple[str, Add]] = {
-    "backup": ("write all that the server holds to a file, while it runs", _archive),
+    "backup": ("write all that the server holds to a file, whether it runs or not", _archive),
     "restore": ("replace all that the server holds by a backup", _restored),
     "export": ("write all that the server holds to a file, for another kind of store", _archive),
     "import": ("take an export into a server that is new", _archive),

@@ -6,88 +6,83 @@ import os
 import sys
 
 from calnet.errors import CalnetError, UsageError
-from calnet.roles.cli.rest import Rest, quoted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
-    Verb = Callable[[Rest, Namespace], object]
+    from calnet.roles.cli.api import Api
+
+    Verb = Callable[[Api, Namespace], object]
 
 MAX_POLICY = 512 * 1024
-
-
-def _given(args: Namespace, *names: str) -> dict[str, object]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+"""Characters of a policy, as the server takes them."""
 
 
 def _policy_text(path: str) -> str:
-    """The policy file's text; `-` is stdin."""
+    """The policy file's text, whole; `-` is stdin."""
     try:
         if path == "-":
-            return sys.stdin.read(MAX_POLICY)
-        with open(path, encoding="utf-8") as file:
-            return file.read(MAX_POLICY)
+            text = sys.stdin.read(MAX_POLICY + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(MAX_POLICY + 1)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(text) > MAX_POLICY:
+        raise UsageError(f"{'stdin' if path == '-' else path} is too long for a policy: at most {MAX_POLICY} characters")
+    return text
 
 
-def _node(args: Namespace, verb: str = "") -> str:
-    return f"/nodes/{quoted(args.node)}{verb}"
+def _create_key(api: Api, args: Namespace) -> object:
+    return api.create_key(user=args.user, reusable=args.reusable, ephemeral=args.ephemeral, expires_s=args.expires, tags=args.tag or [])
 
 
-def _create_key(rest: Rest, args: Namespace) -> object:
-    body = _given(args, "user") | {"reusable": args.reusable, "ephemeral": args.ephemeral, "expires_s": args.expires, "tags": args.tag or []}
-    return rest.send("POST", "/keys", body)
+def _create_token(api: Api, args: Namespace) -> object:
+    return api.create_token(name=args.name, user=args.user, scopes=args.scope or [], expires_s=args.expires)
 
 
-def _create_token(rest: Rest, args: Namespace) -> object:
-    return rest.send("POST", "/tokens", _given(args, "user") | {"name": args.name, "scopes": args.scope or [], "expires_s": args.expires})
-
-
-def _set_settings(rest: Rest, args: Namespace) -> object:
+def _set_settings(api: Api, args: Namespace) -> object:
     wishes: dict[str, object] = {}
     for word in args.values:
         name, equals, text = word.partition("=")
         if not equals:
             raise UsageError(f"{word!r}: write NAME=VALUE, as `settings show` has them")
         wishes[name] = _setting_value(name, text)
-    return rest.send("PATCH", "/settings", wishes)
+    return api.send("PATCH", "/settings", wishes)
 
 
 def _setting_value(name: str, text: str) -> object:
-    if text in ("true", "false"):
-        return text == "true"
+    """Seconds where the name ends in `_s`, else yes or no, as `settings show` writes it, or true or false."""
+    if not name.endswith("_s"):
+        try:
+            return {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
+        except KeyError:
+            raise UsageError(f"{name}={text}: write yes or no (names that end in _s take a time, such as 90d); `settings show` has all there are") from None
+    from calnet.roles.cli.values import duration
+
     try:
-        return float(text)
-    except ValueError:
-        if name.endswith("_s"):
-            from calnet.roles.cli.values import duration
-
-            try:
-                return duration(text)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
-        return text
+        return duration(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
-def _list_audit(rest: Rest, args: Namespace) -> object:
+def _list_audit(api: Api, args: Namespace) -> object:
     if args.follow:
-        return _follow(rest, args)
-    page = rest.get("/audit", limit=args.limit, actor=args.actor, action=args.action)
-    return page.get("items")
+        return _follow(api, args)
+    return api.list_audit(limit=args.limit, actor=args.actor, action=args.action)
 
 
-def _follow(rest: Rest, args: Namespace) -> object:
+def _follow(api: Api, args: Namespace) -> object:
     from calnet.roles.cli.admin_commands import followed
 
-    followed(rest, args)
+    followed(api, args)
     return None
 
 
-def _backup(rest: Rest, args: Namespace) -> object:
-    data = rest.raw("POST", "/local/backup")
+def _backup(api: Api, args: Namespace) -> object:
+    data = api.raw("POST", "/local/backup")
     _write_private(args.file, data)
     print(f"{args.file}: {len(data)} bytes; it holds the server's keys, so keep it where only you can read it", file=sys.stderr)
     return {"file": args.file, "bytes": len(data)}
@@ -107,17 +102,17 @@ def _write_private(path: str, data: bytes) -> None:
         raise CalnetError(f"{path} can't be written: {error.strerror or error}") from None
 
 
-def _restore(rest: Rest, args: Namespace) -> object:
+def _restore(api: Api, args: Namespace) -> object:
     if not args.yes:
         if not sys.stdin.isatty():
             raise UsageError("restore replaces all that the server holds: say so with --yes")
         print("This replaces all that the server holds. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise CalnetError("nothing was changed")
-    return _take_in(rest, args, "/local/restore")
+    return _take_in(api, args, "/local/restore")
 
 
-def _take_in(rest: Rest, args: Namespace, path: str) -> object:
+def _take_in(api: Api, args: Namespace, path: str) -> object:
     import json
 
     try:
@@ -125,51 +120,68 @@ def _take_in(rest: Rest, args: Namespace, path: str) -> object:
             data = file.read()
     except OSError as error:
         raise UsageError(f"{args.file} can't be read: {error.strerror or error}") from None
-    return json.loads(rest.raw("POST", path, data))
+    return json.loads(api.raw("POST", path, data))
 
 
+def _node_routes(api: Api, args: Namespace) -> object:
+    return api.list_routes() if args.node is None else api.node_routes(args.node)
+
+
+def _approve_routes(api: Api, args: Namespace) -> object:
+    """Also says which of them hold addresses of other nodes' routes: that may be meant, and shows nowhere else."""
+    from calnet.roles.cli.node_commands import tell
+
+    node = api.approve_routes(args.node, routes=args.routes)
+    for row in api.node_routes(args.node):
+        for other in row["overlaps"] if row["route"] in args.routes else ():
+            tell({"say": f"{row['route']} overlaps {other['route']} of {other['name']}: where both hold an address, the longer prefix wins"})
+    return node
+
+
+ARCHIVES = frozenset(("backup", "export", "restore", "import"))
+"""What can be done to a store without its server."""
 VERBS: dict[str, Verb] = {
-    "users.create": lambda rest, args: rest.send("POST", "/users", {"name": args.name} | _given(args, "role")),
-    "users.list": lambda rest, _: rest.list("/users"),
-    "users.rename": lambda rest, args: rest.send("PATCH", f"/users/{quoted(args.user)}", {"name": args.name}),
-    "users.role": lambda rest, args: rest.send("PATCH", f"/users/{quoted(args.user)}", {"role": args.role}),
-    "users.suspend": lambda rest, args: rest.send("PATCH", f"/users/{quoted(args.user)}", {"suspended": True}),
-    "users.resume": lambda rest, args: rest.send("PATCH", f"/users/{quoted(args.user)}", {"suspended": False}),
-    "users.delete": lambda rest, args: rest.send("DELETE", f"/users/{quoted(args.user)}"),
+    "users.create": lambda api, args: api.create_user(name=args.name, role=args.role),
+    "users.list": lambda api, _: api.list_users(),
+    "users.rename": lambda api, args: api.update_user(args.user, name=args.name),
+    "users.role": lambda api, args: api.update_user(args.user, role=args.role),
+    "users.suspend": lambda api, args: api.update_user(args.user, suspended=True),
+    "users.resume": lambda api, args: api.update_user(args.user, suspended=False),
+    "users.delete": lambda api, args: api.delete_user(args.user),
     "keys.create": _create_key,
-    "keys.list": lambda rest, _: rest.list("/keys"),
-    "keys.revoke": lambda rest, args: rest.send("DELETE", f"/keys/{quoted(args.id)}"),
-    "nodes.list": lambda rest, _: rest.list("/nodes"),
-    "nodes.show": lambda rest, args: rest.get(_node(args)),
-    "nodes.rename": lambda rest, args: rest.send("PATCH", _node(args), {"name": args.name}),
-    "nodes.tag": lambda rest, args: rest.send("PATCH", _node(args), {"tags": args.tags}),
-    "nodes.approve": lambda rest, args: rest.send("POST", f"/nodes/{quoted(args.code_or_node)}/approve", _given(args, "user")),
-    "nodes.disable": lambda rest, args: rest.send("POST", _node(args, "/disable")),
-    "nodes.enable": lambda rest, args: rest.send("POST", _node(args, "/enable")),
-    "nodes.expire": lambda rest, args: rest.send("POST", _node(args, "/expire")),
-    "nodes.delete": lambda rest, args: rest.send("DELETE", _node(args)),
-    "nodes.routes.list": lambda rest, args: rest.list("/routes" if args.node is None else _node(args, "/routes")),
-    "nodes.routes.approve": lambda rest, args: rest.send("POST", _node(args, "/routes/approve"), {"routes": args.routes}),
-    "nodes.routes.revoke": lambda rest, args: rest.send("POST", _node(args, "/routes/revoke"), {"routes": args.routes}),
-    "policy.show": lambda rest, _: rest.get("/policy"),
-    "policy.set": lambda rest, args: rest.send("PUT", "/policy", {"text": _policy_text(args.file)}, etag=args.etag),
-    "policy.check": lambda rest, args: rest.send("POST", "/policy/check", {"text": _policy_text(args.file)}),
-    "policy.test": lambda rest, args: rest.send("POST", "/policy/test", {} if args.file is None else {"text": _policy_text(args.file)}),
-    "policy.diff": lambda rest, args: rest.send("POST", "/policy/diff", {"text": _policy_text(args.file)}),
-    "policy.reset": lambda rest, _: rest.send("DELETE", "/policy"),
+    "keys.list": lambda api, _: api.list_keys(),
+    "keys.revoke": lambda api, args: api.revoke_key(args.id),
+    "nodes.list": lambda api, _: api.list_nodes(),
+    "nodes.show": lambda api, args: api.show_node(args.node),
+    "nodes.rename": lambda api, args: api.update_node(args.node, name=args.name),
+    "nodes.tag": lambda api, args: api.update_node(args.node, tags=args.tags),
+    "nodes.approve": lambda api, args: api.approve_node(args.code_or_node, user=args.user),
+    "nodes.disable": lambda api, args: api.disable_node(args.node),
+    "nodes.enable": lambda api, args: api.enable_node(args.node),
+    "nodes.expire": lambda api, args: api.expire_node(args.node),
+    "nodes.delete": lambda api, args: api.delete_node(args.node),
+    "nodes.routes.list": _node_routes,
+    "nodes.routes.approve": _approve_routes,
+    "nodes.routes.revoke": lambda api, args: api.revoke_routes(args.node, routes=args.routes),
+    "policy.show": lambda api, _: api.show_policy(),
+    "policy.set": lambda api, args: api.set_policy(text=_policy_text(args.file), etag=args.etag),
+    "policy.check": lambda api, args: api.check_policy(text=_policy_text(args.file)),
+    "policy.test": lambda api, args: api.test_policy(text=None if args.file is None else _policy_text(args.file)),
+    "policy.diff": lambda api, args: api.diff_policy(text=_policy_text(args.file)),
+    "policy.reset": lambda api, _: api.reset_policy(),
     "tokens.create": _create_token,
-    "tokens.list": lambda rest, _: rest.list("/tokens"),
-    "tokens.revoke": lambda rest, args: rest.send("DELETE", f"/tokens/{quoted(args.id)}"),
-    "sessions.list": lambda rest, _: rest.list("/sessions"),
-    "sessions.end": lambda rest, args: rest.send("DELETE", f"/sessions/{quoted(args.id)}"),
-    "settings.show": lambda rest, _: rest.get("/settings"),
+    "tokens.list": lambda api, _: api.list_tokens(),
+    "tokens.revoke": lambda api, args: api.revoke_token(args.id),
+    "sessions.list": lambda api, _: api.list_sessions(),
+    "sessions.end": lambda api, args: api.end_session(args.id),
+    "settings.show": lambda api, _: api.show_settings(),
     "settings.set": _set_settings,
-    "relays.list": lambda rest, _: rest.list("/relays"),
+    "relays.list": lambda api, _: api.list_relays(),
     "audit.list": _list_audit,
-    "audit.at": lambda rest, args: rest.get("/audit/at", time=args.time),
+    "audit.at": lambda api, args: api.audit_at(time=args.time),
     "events.follow": _follow,
     "backup": _backup,
     "export": _backup,
     "restore": _restore,
-    "import": lambda rest, args: _take_in(rest, args, "/local/import"),
+    "import": lambda api, args: _take_in(api, args, "/local/import"),
 }

@@ -15,6 +15,7 @@ from calnet.errors import CalnetError, NotPermittedError, TimedOutError, Unreach
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     Json = dict[str, object]
 
@@ -46,11 +47,24 @@ class Rest:
         self._base = urlsplit(self._url).path if url else ""
         self.where = url or socket_path
 
-    def get(self, path: str, **query: object) -> Json:
+    def is_nobody_there(self) -> bool:
+        """Whether no server listens on the admin socket: the file is missing, or left behind."""
+        connection = self._connection()
+        try:
+            connection.connect()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        return False
+
+    def get(self, path: str, **query: object) -> Any:
         """The document at `path` below /api/v1; query values that are None are left out."""
         return self._document("GET", path, None, query)
 
-    def list(self, path: str, **query: object) -> list[Json]:
+    def list(self, path: str, **query: object) -> Any:
         """All rows of a listing, page after page."""
         rows: list[Json] = []
         cursor: object = None
@@ -62,7 +76,19 @@ class Rest:
             if not cursor:
                 return rows
 
-    def send(self, method: str, path: str, body: Json | None = None, *, etag: str | None = None) -> Json:
+    def newest(self, path: str, limit: int | None, **query: object) -> Any:
+        """Of a log the newest rows, at most `limit`, page after page; None for as many as the server gives at once."""
+        rows: list[Json] = []
+        before: object = None
+        while True:
+            page = self.get(path, limit=None if limit is None else min(PAGE, limit - len(rows)), before=before, **query)
+            items = page.get("items")
+            rows += [row for row in items if isinstance(row, dict)] if isinstance(items, list) else []
+            before = page.get("next")
+            if limit is None or not before or len(rows) >= limit:
+                return rows
+
+    def send(self, method: str, path: str, body: Json | None = None, *, etag: str | None = None) -> Any:
         """Change something; the answer's document, empty without one. `etag` is what it must still have."""
         return self._document(method, path, body, {}, {} if etag is None else {"If-Match": f'"{etag}"'})
 
@@ -72,17 +98,17 @@ class Rest:
             return _whole(answer)
 
     def events(self, last: str | None = None) -> Iterator[tuple[str, str, Json]]:
-        """(id, event, data) of each live event, as they come, until the server ends the stream."""
+        """(id, event, data) of each live event, as they come, until the server ends the stream; an event without a name tells where the stream begins."""
         headers = {"Accept": "text/event-stream"} | ({} if last is None else {"Last-Event-ID": last})
         with self._answer("GET", "/api/v1/events", None, headers) as answer:
             fields: dict[str, str] = {}
-            for line in answer:
+            for line in _lines(answer):
                 text = line.decode().rstrip("\n")
                 if text:
                     name, _, value = text.partition(": ")
                     fields[name] = value
-                elif "data" in fields:
-                    yield fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"])
+                elif fields.keys() & {"id", "data"}:
+                    yield fields.get("id", ""), fields.get("event", ""), json.loads(fields.get("data", "{}"))
                     fields = {}
 
     def _document(self, method: str, path: str, body: Json | None, query: dict[str, object], headers: dict[str, str] | None = None) -> Json:
@@ -141,6 +167,8 @@ class Rest:
         except ValueError:
             problem = None
         if not isinstance(problem, dict):
+            if answer.status in (502, 503, 504):
+                return UnreachableError(f"{self.where} answered {answer.status} {answer.reason}: the server behind it can't be reached")
             return CalnetError(f"{self.where} answered {answer.status} {answer.reason}; is it a Calnet server?")
         return by_code(str(problem.get("code", "")), str(problem.get("detail", "")) or f"the server answered {answer.status}")
 
@@ -154,6 +182,11 @@ class Rest:
         return UnreachableError(f"the Calnet server can't be reached at {self._socket_path}: {reason}; {hint}")
 
 
+def given(values: dict[str, object]) -> Json:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def quoted(part: object) -> str:
     """A part of a path."""
     return quote(str(part), safe=":")
@@ -165,9 +198,19 @@ def _text(value: object) -> str:
 
 def _whole(answer: http.client.HTTPResponse) -> bytes:
     try:
-        return answer.read(MAX_ANSWER)
+        body = answer.read(MAX_ANSWER)
+        if answer.length:  # so many bytes of it are missing; `read` with a limit doesn't mind
+            raise UnreachableError("the connection broke before the answer's end")
+        return body
     except TimeoutError:
         raise TimedOutError("the server's answer did not come to its end in time") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise UnreachableError(f"the connection broke: {error}") from None
+
+
+def _lines(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    try:
+        yield from answer
     except (OSError, http.client.HTTPException) as error:
         raise UnreachableError(f"the connection broke: {error}") from None
 

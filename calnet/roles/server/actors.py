@@ -19,6 +19,19 @@ class Role(enum.StrEnum):
     OWNER = "owner"
 
 
+def lesser(one: Role, other: Role) -> Role:
+    """The one that may do less."""
+    return min(one, other, key=list(Role).index)
+
+
+class Access(enum.StrEnum):
+    """What an OpenID provider's word gives a user; see UserRecord.access."""
+
+    GRANTED = "granted"
+    RESTING = "resting"
+    LOST = "lost"
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """Who made a change, as the audit log names it."""
@@ -31,6 +44,8 @@ class Actor:
     """The address it came from; empty where there is none."""
     user: UserId | None = None
     """On whose rights a user or token acts: looked up anew when the change is planned."""
+    at_most: Role | None = None
+    """What the claims of the actor's own access token give: it acts as no more than this."""
 
 
 SYSTEM: Final = Actor("system", name="calnet")

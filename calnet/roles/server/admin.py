@@ -47,3 +47,6 @@ class _AdminProtocol(BoundedHttpProtocol):
         connection: socket.socket = transport.get_extra_info("socket")
         _, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self.app_state: dict[str, Any] = {LOCAL_UID: uid}
+
+    def _await_body(self) -> None:
+        """Archives are long, and nobody but the administrator can keep the socket busy."""

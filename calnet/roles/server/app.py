@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from calnet.crypto.keys import encode_key
@@ -49,19 +49,19 @@ def build_app(
     async def key(_: Request) -> Response:
         return JSONResponse({"control_key": encode_key(control_key), "protocol": VERSION}, headers={"cache-control": "no-store"})
 
+    sockets = {"/control/ws": _Socket(serve_control, gate, trusted), "/relay": _Socket(serve_relay, gate, trusted)}
+    if serve_mesh is not None:
+        sockets["/relay/mesh"] = _Socket(serve_mesh, gate, trusted)
     routes: list[BaseRoute] = [
         Route("/healthz", _healthz),
         Route("/readyz", readyz),
         Route("/control/key", key),
         Route("/control/ws", _websocket_needed),
         Route("/relay", _websocket_needed),
-        WebSocketRoute("/control/ws", _Socket(serve_control, gate, trusted)),
-        WebSocketRoute("/relay", _Socket(serve_relay, gate, trusted)),
-        *([] if serve_mesh is None else [WebSocketRoute("/relay/mesh", _Socket(serve_mesh, gate, trusted))]),
         *more,
     ]
     handlers: dict[Any, Any] = {HTTPException: _http_error, CalnetError: _calnet_error, Exception: _internal_error}
-    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app: ASGIApp = _WithSockets(sockets, Starlette(routes=routes, exception_handlers=handlers))
     return ForwardedHeaders(app, trusted) if trusted else app
 
 
@@ -69,6 +69,17 @@ def problem(status: int, detail: str, **more: object) -> JSONResponse:
     """An RFC 9457 problem document."""
     document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
     return JSONResponse(document, status, media_type="application/problem+json")
+
+
+class _WithSockets:
+    """The WebSockets by their paths, past Starlette: its layers would stand on the stack of each of thousands of idle sessions, and wrap each message."""
+
+    def __init__(self, sockets: dict[str, _Socket], app: ASGIApp) -> None:
+        self._sockets, self._app = sockets, app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        socket = self._sockets.get(scope["path"]) if scope["type"] == "websocket" else None
+        await (socket or self._app)(scope, receive, send)
 
 
 class _Socket:

@@ -47,6 +47,15 @@ class Deed:
 
 def audit_of(state: Snapshot, changes: Sequence[Change], deed: Deed, now: float) -> AuditRecord | None:
     """The audit record of these changes, about to be made to `state`; None where nothing public changes."""
+    found = public_changes(state, changes)
+    if not found:
+        return None
+    actor = deed.actor
+    return AuditRecord(now, actor.kind, actor.id, actor.name, actor.source, deed.action, found)
+
+
+def public_changes(state: Snapshot, changes: Sequence[Change]) -> tuple[AuditChange, ...]:
+    """What of these changes, about to be made to `state`, is public: before and after."""
     after = {key_of(change.record) if isinstance(change, Put) else change.key: change.record if isinstance(change, Put) else None for change in changes}
     found = []
     for key, record in after.items():
@@ -54,10 +63,7 @@ def audit_of(state: Snapshot, changes: Sequence[Change], deed: Deed, now: float)
         values = tuple(None if one is None else public(one) for one in (old, record))
         if values[0] != values[1]:
             found.append(AuditChange(_NAMES[key.kind], str(key.id), *values))
-    if not found:
-        return None
-    actor = deed.actor
-    return AuditRecord(now, actor.kind, actor.id, actor.name, actor.source, deed.action, tuple(found))
+    return tuple(found)
 
 
 def public(record: Record) -> Json | None:
@@ -68,6 +74,7 @@ def public(record: Record) -> Json | None:
                 "name": record.name,
                 "role": record.role,
                 "suspended": record.suspended,
+                "access": record.access,
                 "issuer": record.issuer,
                 "subject": record.subject,
                 "email": record.email,

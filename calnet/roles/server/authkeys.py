@@ -10,7 +10,7 @@ from calnet.crypto.hash import blake2s, equal
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from calnet.model import ControlKey
-from calnet.roles.server.actors import Actor
+from calnet.roles.server.actors import Access, Actor
 from calnet.roles.server.founding import FIRST_USER_ID
 from calnet.roles.server.names import check_tags
 from calnet.roles.server.powers import check_may_speak_for
@@ -74,20 +74,26 @@ def check_auth_key(state: Snapshot, text: str, server_key: ControlKey) -> AuthKe
     return record
 
 
-def check_usable(record: AuthKeyRecord, now: float) -> None:
-    """ForbiddenError where the key admits nobody any more, and why."""
+def check_usable(state: Snapshot, record: AuthKeyRecord, now: float) -> None:
+    """ForbiddenError where the key admits nobody any more, or not now, and why."""
     if record.revoked_at is not None:
         raise ForbiddenError("that pre-auth key was revoked: ask an admin for another")
     if record.expires <= now:
         raise ForbiddenError("that pre-auth key has expired: ask an admin for another")
     if record.used_at is not None and not record.reusable:
         raise ForbiddenError("that pre-auth key has been used, and was for one machine: ask an admin for another")
+    if record.user is None:
+        return
+    if state.users[record.user].suspended:
+        raise ForbiddenError("the user of that pre-auth key is suspended: ask an admin for another")
+    if state.users[record.user].access != Access.GRANTED:
+        raise ForbiddenError("the user of that pre-auth key has to sign in at this server first: do that, or ask an admin for another")
 
 
-def is_usable(record: AuthKeyRecord, now: float) -> bool:
+def is_usable(state: Snapshot, record: AuthKeyRecord, now: float) -> bool:
     """Whether the key admits somebody at `now`."""
     try:
-        check_usable(record, now)
+        check_usable(state, record, now)
     except ForbiddenError:
         return False
     return True

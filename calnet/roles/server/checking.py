@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from calnet.errors import CalnetError
 from calnet.store.opening import FILE_NAMES
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from calnet.roles.server.settings import ServerSettings
 
 
+_MARKS: Final = {True: "ok   ", False: "WRONG", None: "-    "}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was tried."""
 
     what: str
-    ok: bool
+    ok: bool | None
+    """None where nothing can be told from here: the text says what was not tested, and why."""
     text: str
 
 
@@ -33,15 +37,15 @@ def run_check(settings: ServerSettings, *, as_json: bool) -> int:
     if settings.oidc is not None:
         from calnet.roles.server.signin.check import check_sign_in
 
-        redirect = settings.oidc.redirect_url or f"{settings.url}/auth/callback"
+        redirect = settings.oidc.redirect_url or (f"{settings.url}/auth/callback" if settings.url is not None else "")
         findings += asyncio.run(check_sign_in(settings.oidc, redirect, time.time))
-    ok = all(finding.ok for finding in findings)
+    ok = all(finding.ok is not False for finding in findings)
     if as_json:
         print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
-            print(f"{'ok   ' if finding.ok else 'WRONG'}  {finding.what:<{width}}  {finding.text}")
+            print(f"{_MARKS[finding.ok]}  {finding.what:<{width}}  {finding.text}")
     return 0 if ok else 1
 
 
@@ -51,6 +55,7 @@ def check(settings: ServerSettings) -> Iterator[Finding]:
     yield _state_directory(settings.state_dir)
     yield _store(settings)
     yield from _ports(settings)
+    yield _prefix(settings)
     yield _url(settings)
 
 
@@ -106,6 +111,19 @@ def _ports(settings: ServerSettings) -> Iterator[Finding]:
             yield Finding(what, running, f"{error}" if not running else "in use, by the server that runs here it seems")
         else:
             yield Finding(what, True, "free")
+
+
+def _prefix(settings: ServerSettings) -> Finding:
+    from calnet.roles.server.allocation import check_prefix
+    from calnet.roles.server.founding import DEFAULT_PREFIX
+
+    if settings.prefix is None:
+        return Finding("prefix", True, f"the one in use; at first {DEFAULT_PREFIX}")
+    try:
+        check_prefix(settings.prefix)
+    except CalnetError as error:
+        return Finding("prefix", False, str(error))
+    return Finding("prefix", True, f"{settings.prefix}; where the server has one already, this has to be around it")
 
 
 def _url(settings: ServerSettings) -> Finding:

@@ -163,7 +163,7 @@ class Cluster:
             self._forget_silent()
 
     def _tell_all(self) -> None:
-        own = [_here(node, presence) for node, presence in self._registry.presences().items() if presence.online and not presence.home]
+        own = [_here(node, presence) for node, presence in self._registry.presences().items() if presence.online and not presence.awaited and not presence.home]
         for start in range(0, len(own), CHUNK):
             self._say(Here(self._id, tuple(own[start : start + CHUNK])))
 
@@ -227,9 +227,13 @@ class Cluster:
         server.heard_at = self._loop.time()
         for there in message.nodes:
             node = NodeId(there.node)
-            (server.nodes.add if there.online else server.nodes.discard)(node)
+            for other in self._servers.values() if there.online else (server,):  # the last word holds: one that was killed never says that its nodes left
+                other.nodes.discard(node)
+            if there.online:
+                server.nodes.add(node)
+            self._control.forget(node)
             with contextlib.suppress(CalnetError):
-                presence = Presence(there.online, there.since, parse_endpoints(there.endpoints), home=message.server)
+                presence = Presence(online=there.online, since=there.since, endpoints=parse_endpoints(there.endpoints), home=message.server)
                 if not self._registry.present_elsewhere(node, presence):
                     self._unplaced[node] = presence
         self._relay.generation += 1

@@ -13,29 +13,40 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from calnet.model import Netmap, NodeId, Relay
+from calnet.limits import RateLimiter
+from calnet.model import NodeId, Relay
+from calnet.roles.server.handover import Handover
+from calnet.roles.server.netmaps import View
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.settings import PublicUrl
-from calnet.roles.server.standing import Changed
+from calnet.roles.server.standing import Changed, Login
 from calnet.roles.server.timing import Timing
+from calnet.wire.control import NetmapDelta, NetmapFull
 
 HISTORY_PER_NODE: Final = 2
-"""Netmaps that were sent last: a node that comes back may not have had the very last. Each holds as many references as the node has peers."""
-HISTORY_NODES: Final = 4096
-GATHER_SHARE: Final = 2.0
+"""Netmaps that a node may come back with: it may not have had the very last."""
+HISTORY_NODES: Final = 65_536
+AT_ONCE: Final = 64
+"""Sessions that are woken before others of the event loop have their turn."""
+GATHER_SHARE: Final = 4.0
+"""Telling takes a fifth of the time where changes never end."""
 MAX_GATHER_S: Final = 5.0
 LEAST_GATHER_S: Final = 0.02
 QUIET_S: Final = 1.0
+REQUESTS_PER_S: Final = 1.0
+"""Requests of one machine that cost a commit."""
+REQUESTS_BURST: Final = 30.0
+MAX_URLS: Final = 64
 MAX_STRANGERS: Final = 1024
 """Sessions of machines that nobody admitted yet: anybody can make a control key. One more ends the oldest of them."""
 MAX_STRANGERS_PER_SOURCE: Final = 256
 
 
-class LoginUrls(Protocol):
+class Logins(Protocol):
     """What single sign-on offers machines that wait."""
 
-    async def login_url(self, code: str) -> str:
-        """Where a person signs in for the machine with this approval code; empty where that can't be done now."""
+    async def login(self, code: str) -> Login:
+        """Where a person signs in for the machine with this approval code."""
 
 
 class Session(Protocol):
@@ -60,20 +71,34 @@ class Session(Protocol):
 
 
 class ControlHub:
-    """See the module. `public_url` is the URL to name in netmaps, None for the one by which each node came; `stun_port` is this server's."""
+    """See the module. `public_url` is the URL to name in netmaps, None for the one by which each node came; `stun_ports` are this server's;
+    `handover` is of the process before this one."""
 
     def __init__(
-        self, registry: Registry, *, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], public_url: PublicUrl | None, stun_port: int, timing: Timing
+        self,
+        registry: Registry,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        public_url: PublicUrl | None,
+        stun_ports: tuple[int, ...],
+        timing: Timing,
+        handover: Handover | None = None,
     ) -> None:
         self.registry = registry
+        self.requests = RateLimiter(REQUESTS_PER_S, REQUESTS_BURST)
+        """By control key: a machine that connects anew has no more."""
         self.clock = clock
         self.timing = timing
         self._loop = loop
         self._public_url = public_url
-        self._stun_port = stun_port
+        self._stun_ports = stun_ports
         self._sessions: dict[bytes, Session] = {}
         self._by_node: dict[NodeId, Session] = {}
-        self._sent: OrderedDict[NodeId, OrderedDict[int, Netmap]] = OrderedDict()
+        self._told: OrderedDict[NodeId, tuple[View, ...]] = OrderedDict({} if handover is None else handover.views)
+        self._reached: dict[PublicUrl, tuple[tuple[Relay, ...], tuple[str, ...]]] = {}
+        self._telling: OrderedDict[NodeId, None] = OrderedDict()
+        """Who is to be woken, each once: a session that is woken tells all there is by then."""
         self._strangers: dict[Session, None] = {}
         self._dirty: set[NodeId] = set()
         self._gathering: asyncio.TimerHandle | None = None
@@ -82,7 +107,7 @@ class ControlHub:
         self._told_at = -math.inf
         self.elsewhere: Callable[[NodeId, NodeId, tuple[str, ...]], None] | None = None
         """Passes candidates on for a node that is not connected here, where several servers share the store."""
-        self.signin: LoginUrls | None = None
+        self.signin: Logins | None = None
         """Single sign-on, where it is configured."""
 
     def __len__(self) -> int:
@@ -98,7 +123,13 @@ class ControlHub:
         self._dirty |= change.netmaps & self._by_node.keys()
         if change.urgent:
             self._flush()
-        elif self._dirty and self._gathering is None:
+        else:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Tell of what is not urgent in a while. What comes while others are being told waits until they were: else a server with more to tell than it can
+        would be asked for ever more."""
+        if self._dirty and self._gathering is None and not self._telling:
             self._gathering = self._loop.call_later(self._gather_s(), self._flush)
 
     def _gather_s(self) -> float:
@@ -108,20 +139,27 @@ class ControlHub:
             return min(self.timing.gather_s, LEAST_GATHER_S)
         return max(self.timing.gather_s, min(GATHER_SHARE * self._telling_s, MAX_GATHER_S) - quiet)
 
-    def _told(self, began: float) -> None:
-        """Runs behind the sessions that were woken before it: the time since then is what they took of the loop."""
-        self._told_at = self._loop.time()
-        self._telling_s = self._told_at - began
-
     def _flush(self) -> None:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
         dirty, self._dirty = self._dirty, set()
-        for node in dirty:
-            if (session := self._by_node.get(node)) is not None:
+        idle = not self._telling
+        self._telling.update(dict.fromkeys(dirty))
+        if idle and dirty:
+            self._tell_some(self._loop.time())
+
+    def _tell_some(self, began: float) -> None:
+        """Wake the next sessions. The loop's time until all were woken is what telling takes."""
+        for _ in range(min(AT_ONCE, len(self._telling))):
+            if (session := self._by_node.get(self._telling.popitem(last=False)[0])) is not None:
                 session.netmap_due()
-        self._loop.call_soon(self._loop.call_soon, self._told, self._loop.time())
+        if self._telling:
+            self._loop.call_soon(self._tell_some, began)
+        else:
+            self._told_at = self._loop.time()
+            self._telling_s = self._told_at - began
+            self._gather()
 
     # --- what the sessions say
 
@@ -188,25 +226,36 @@ class ControlHub:
 
     # --- netmaps
 
-    def netmap_of(self, node: NodeId, origin: PublicUrl) -> Netmap:
-        """The node's netmap now, with this server's relay and STUN as that node reaches them. NotFoundError for a node that is not active."""
-        url = self._public_url or origin
-        return self.registry.netmap(node, (Relay(url.relay),), (url.stun(self._stun_port),))
+    def news(self, node: NodeId, held: View | None, origin: PublicUrl) -> tuple[View, NetmapFull | NetmapDelta | None]:
+        """As Registry.news, with this server's relay and STUN as that node reaches them."""
+        view, message = self.registry.news(node, held, *self._reached_by(self._public_url or origin))
+        if message is not None:
+            self._told[node] = (*self._told.get(node, ()), view)[-HISTORY_PER_NODE:]
+            self._told.move_to_end(node)
+            if len(self._told) > HISTORY_NODES:
+                self._told.popitem(last=False)
+        return view, message
 
-    def remember(self, node: NodeId, netmap: Netmap) -> None:
-        """The node was sent this netmap: a later session may name it."""
-        sent = self._sent.setdefault(node, OrderedDict())
-        self._sent.move_to_end(node)
-        sent[netmap.version] = netmap
-        while len(sent) > HISTORY_PER_NODE:
-            sent.popitem(last=False)
-        while len(self._sent) > HISTORY_NODES:
-            self._sent.popitem(last=False)
+    def recall(self, node: NodeId, version: int) -> View | None:
+        """What a node holds that names this version, if it was told so here and that is still known."""
+        return next((view for view in self._told.get(node, ()) if view.version == version), None)
 
-    def recall(self, node: NodeId, version: int) -> Netmap | None:
-        """The netmap of this version, if it was sent to this node and is still held."""
-        sent = self._sent.get(node)
-        return None if sent is None else sent.get(version)
+    def forget(self, node: NodeId) -> None:
+        """The node is told by another server now."""
+        self._told.pop(node, None)
+
+    def hand_over(self) -> Handover:
+        """For the next process of this server."""
+        return self.registry.hand_over(dict(self._told))
+
+    def _reached_by(self, url: PublicUrl) -> tuple[tuple[Relay, ...], tuple[str, ...]]:
+        """Relays and STUN servers, one value for all who come by the same URL."""
+        found = self._reached.get(url)
+        if found is None:
+            if len(self._reached) >= MAX_URLS:
+                self._reached.clear()
+            found = self._reached[url] = (Relay(url.relay),), tuple(map(url.stun, self._stun_ports))
+        return found
 
     def set_public_url(self, url: PublicUrl | None) -> None:
         """Name another URL in netmaps from now on, and tell every node."""

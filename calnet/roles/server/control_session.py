@@ -1,7 +1,8 @@
 """One control session: the channel's handshake, then a node's messages answered and the netmap kept current (docs/protocol.md, control).
 
-Theory of operation. `serve_control` runs one accepted WebSocket to its end. Three tasks share it: the reader answers one message after the other, the
-writer alone sends (replies first, then the newest netmap if one is due), the keeper judges silence. The first to end ends the session.
+Theory of operation. `serve_control` runs one accepted WebSocket to its end. The task it runs in reads, and answers one message after the other. What there is
+to send waits for the writer, a task that is there while there is something: replies first, then what is new in the netmap if that is due. A timer judges
+silence. An idle session is a task and a timer: thousands of them are what a server mostly is. `_stop` ends the reader, from anywhere.
 
 Error contract. Bytes that do not decode as a message get `Refused` with request 0, and the session goes on; so does a request that can't be granted, with
 its number. What breaks the channel (a seal that does not hold, too long a message, too many messages) ends it. Nothing is acted on before the first message
@@ -11,6 +12,7 @@ that proves the key, nor after `end`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from typing import Final
@@ -29,15 +31,15 @@ from calnet.errors import (
     WireError,
 )
 from calnet.limits import RateLimiter
-from calnet.model import ControlKey, DiscoveryKey, Endpoint, Netmap, NodeId, NodeKey
+from calnet.model import ControlKey, DiscoveryKey, Endpoint, NodeId, NodeKey
 from calnet.roles.server.connection import CLOSE_GOING_AWAY, CLOSE_NORMAL, CLOSE_POLICY, CLOSE_PROTOCOL, CLOSE_TRY_LATER, Connection
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.durable import durable
 from calnet.roles.server.names import printable
+from calnet.roles.server.netmaps import View
 from calnet.roles.server.settings import PublicUrl
-from calnet.roles.server.standing import NodeState, RegisterRequest
+from calnet.roles.server.standing import NO_LOGIN, Login, NodeState, RegisterRequest
 from calnet.wire import control
-from calnet.wire import netmap as netmaps
 from calnet.wire.channel import Channel
 from calnet.wire.endpoints import parse_endpoints, source_network
 
@@ -45,9 +47,6 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_S: Final = 50.0
 MESSAGES_BURST: Final = 400.0
-REQUESTS_PER_S: Final = 1.0
-"""Requests that cost a commit."""
-REQUESTS_BURST: Final = 30.0
 PUBLISHES_PER_S: Final = 1.0
 PUBLISHES_BURST: Final = 5.0
 """Each one makes a delta for every peer; the last of those that come faster is published when its time comes."""
@@ -108,10 +107,13 @@ class ControlSession:
         self._origin = origin
         self._loop = asyncio.get_running_loop()
         self._queue: deque[control.Message] = deque()
-        self._wake = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self._reading = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: Exception | None = None
         self._netmap_due = False
         self._claimed: int | None = None
-        self._held: Netmap | None = None
+        self._held: View | None = None
         self._told: tuple[NodeState, str] = (NodeState.UNREGISTERED, "")
         self._answering = False
         self._recheck = False
@@ -119,38 +121,50 @@ class ControlSession:
         self._admitted = False
         self._heard_at = self._loop.time()
         self._messages = RateLimiter(MESSAGES_PER_S, MESSAGES_BURST)
-        self._requests = RateLimiter(REQUESTS_PER_S, REQUESTS_BURST)
         self._publishes = RateLimiter(PUBLISHES_PER_S, PUBLISHES_BURST)
         self._unpublished: tuple[Endpoint, ...] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._pings = 0
 
     async def run(self) -> None:
         """Serve until either side ends it."""
-        self._welcome()
-        self._tasks = [self._loop.create_task(part) for part in (self._read(), self._write(), self._keep())]
-        code, text = CLOSE_NORMAL, ""
         try:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            async with self._reading:
+                self._welcome()
+                self._keep()
+                await self._read()
+        except TimeoutError as error:
+            if not self._reading.expired():
+                self._error = error
+        except Exception as error:  # noqa: BLE001  # told and logged below, whatever it is
+            self._error = self._error or error
         finally:
             self._ending = self._ending or "gone"
             self._hub.leave(self)
             self._connection.authenticated()
-            for task in self._tasks:
-                task.cancel()
-            ended = await asyncio.gather(*self._tasks, return_exceptions=True)
-            code, text = self._why(ended)
-            await self._connection.close(code, text)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._writer is not None:
+                self._writer.cancel()
+                await asyncio.gather(self._writer, return_exceptions=True)
+            await self._connection.close(*self._why())
 
-    def _why(self, ended: list[BaseException | None]) -> tuple[int, str]:
-        for error in ended:
-            if isinstance(error, _SessionEndError):
+    def _why(self) -> tuple[int, str]:
+        match self._error:
+            case None:
+                return CLOSE_GOING_AWAY, self._ending or ""
+            case _SessionEndError() as error:
                 return error.close_code, str(error)
-            if isinstance(error, CalnetError):
+            case CalnetError() as error:
                 return (CLOSE_NORMAL if isinstance(error, UnreachableError) else CLOSE_PROTOCOL), str(error)
-            if error is not None and not isinstance(error, asyncio.CancelledError):
-                log.error("control_session_failed node=%s", self.node, exc_info=error)
-                return CLOSE_POLICY, "an internal error"
-        return CLOSE_GOING_AWAY, self._ending or ""
+        log.error("control_session_failed node=%s", self.node, exc_info=self._error)
+        return CLOSE_POLICY, "an internal error"
+
+    def _stop(self, error: Exception | None = None) -> None:
+        """End the session: the reader reads no more. Again, nothing happens."""
+        self._error = self._error or error
+        if self._reading.when() is None:
+            with contextlib.suppress(RuntimeError):  # it ended by itself
+                self._reading.reschedule(self._loop.time())
 
     # --- what the hub asks
 
@@ -159,17 +173,13 @@ class ControlSession:
         if self._ending is None:
             self._ending = text
             self._queue.append(control.Bye(code, text))
-            self._wake.set()
-            self._loop.call_later(self._hub.timing.drain_s, self._cut)
-
-    def _cut(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+            self._wake()
+            self._loop.call_later(self._hub.timing.drain_s, self._stop)
 
     def netmap_due(self) -> None:
         """Send what changed in the netmap as soon as the connection takes it."""
         self._netmap_due = True
-        self._wake.set()
+        self._wake()
 
     def standing_changed(self) -> None:
         """Look up where this machine stands, tell it, and end where it may not stay. A request under way is answered first."""
@@ -190,15 +200,15 @@ class ControlSession:
         if len(self._queue) < MAX_QUEUED_CANDIDATES:
             self._say(control.Candidates(sender, endpoints))
 
-    def _tell(self, state: NodeState, code: str, request: int = 0, login_url: str = "") -> None:
+    def _tell(self, state: NodeState, code: str, request: int = 0, login: Login = NO_LOGIN) -> None:
         if request or self._told != (state, code):
             self._told = (state, code)
-            self._say(control.State(state.value, code, request, login_url))
+            self._say(control.State(state.value, code, request, *login))
 
     def _say(self, message: control.Message) -> None:
         if self._ending is None:
             self._queue.append(message)
-            self._wake.set()
+            self._wake()
 
     def _welcome(self) -> None:
         standing = self._registry.standing(ControlKey(self.control_key))
@@ -206,20 +216,29 @@ class ControlSession:
         self._told = (standing.state, standing.code)
         self._say(control.Welcome(self._hub.clock(), __version__, standing.node or 0, standing.state.value, standing.code))
 
-    # --- the three tasks
+    # --- reader, writer, timer
+
+    def _wake(self) -> None:
+        if self._writer is None:
+            self._writer = self._loop.create_task(self._write())
 
     async def _write(self) -> None:
-        while True:
-            while self._queue:
-                await self._send(self._queue.popleft())
+        """Send all there is. Nothing awaits between the last look and the end, so that nothing is left behind."""
+        try:
+            while self._queue or self._netmap_due:
+                if self._queue:
+                    await self._send(self._queue.popleft())
+                elif self._ending is not None:
+                    break
+                else:
+                    self._netmap_due = False
+                    await self._send_netmap()
             if self._ending is not None:
-                raise _SessionEndError(CLOSE_GOING_AWAY, self._ending)
-            if self._netmap_due:
-                self._netmap_due = False
-                await self._send_netmap()
-                continue
-            self._wake.clear()
-            await self._wake.wait()
+                self._stop(_SessionEndError(CLOSE_GOING_AWAY, self._ending))
+        except Exception as error:  # noqa: BLE001  # `run` tells and logs it
+            self._stop(error)
+        finally:
+            self._writer = None
 
     async def _send(self, message: control.Message) -> None:
         for part in self._channel.send(control.encode(message)):
@@ -228,33 +247,29 @@ class ControlSession:
     async def _send_netmap(self) -> None:
         if self._claimed is None or self.node is None:
             return
+        held = self._held or self._hub.recall(self.node, self._claimed)
         try:
-            current = self._hub.netmap_of(self.node, self._origin)
+            view, message = self._hub.news(self.node, held, self._origin)
         except NotFoundError:
             return
-        base = self._held or self._hub.recall(self.node, self._claimed)
-        if self._held is not None and self._held.version == current.version:
-            return
-        if self._held is None and self._claimed == current.version:
-            message: control.Message = control.NetmapUnchanged(current.version)
-        else:
-            message = netmaps.wire_netmap(current) if base is None else netmaps.difference(base, current)
-        self._held = current
-        self._hub.remember(self.node, current)
-        await self._send(message)
+        first, self._held = self._held is None, view
+        if message is not None:
+            await self._send(message)
+        elif first:
+            await self._send(control.NetmapUnchanged(view.version))
 
-    async def _keep(self) -> None:
-        timing, number = self._hub.timing, 0
-        while True:
-            silence = self._loop.time() - self._heard_at
-            if silence >= (timing.silence_s if self._admitted else timing.confirm_s):
-                raise _SessionEndError(CLOSE_POLICY, f"nothing was heard for {silence:.0f} s")
-            if len(self._queue) > MAX_QUEUED:
-                raise _SessionEndError(CLOSE_POLICY, f"{MAX_QUEUED} messages wait for this connection, which does not take them")
+    def _keep(self) -> None:
+        timing = self._hub.timing
+        silence = self._loop.time() - self._heard_at
+        if silence >= (timing.silence_s if self._admitted else timing.confirm_s):
+            self._stop(_SessionEndError(CLOSE_POLICY, f"nothing was heard for {silence:.0f} s"))
+        elif len(self._queue) > MAX_QUEUED:
+            self._stop(_SessionEndError(CLOSE_POLICY, f"{MAX_QUEUED} messages wait for this connection, which does not take them"))
+        else:
             if silence >= timing.keepalive_s and self._admitted:
-                number += 1
-                self._say(control.Ping(number))
-            await asyncio.sleep(timing.keepalive_s / 2)
+                self._pings += 1
+                self._say(control.Ping(self._pings))
+            self._timer = self._loop.call_later(timing.keepalive_s / 2, self._keep)
 
     async def _read(self) -> None:
         while True:
@@ -313,6 +328,7 @@ class ControlSession:
                 self._count_request()
                 self._claimed, self._held = message.version, None
                 self.netmap_due()
+                self._note_software(message)
             case control.Update():
                 self._count_request()
                 await durable(
@@ -340,9 +356,14 @@ class ControlSession:
             case control.Pong():
                 pass
 
+    def _note_software(self, message: control.Subscribe) -> None:
+        """A node whose program was replaced has other capabilities than those it registered with; one that says nothing of them has none."""
+        if self.node is not None:
+            self._registry.note_software(self.node, message.software, message.capabilities or (), self._connection.host)
+
     def _count_request(self) -> None:
-        if not self._requests.allow(b"", self._loop.time()):
-            raise ForbiddenError("too many requests in one session: wait a moment")
+        if not self._hub.requests.allow(self.control_key, self._loop.time()):
+            raise ForbiddenError("too many requests of one machine: wait a moment")
 
     def _publish(self, node: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         waiting, self._unpublished = self._unpublished is not None, endpoints
@@ -389,6 +410,7 @@ class ControlSession:
                     hostname=message.hostname,
                     os=message.os,
                     version=message.version,
+                    capabilities=message.capabilities,
                     routes=message.routes,
                     auth_key=message.auth_key,
                 ),
@@ -403,10 +425,10 @@ class ControlSession:
             self._say(control.Registered(message.request, standing.node, standing.key_expires))
             self.netmap_due()
         else:
-            url = ""
+            login = NO_LOGIN
             if standing.state is NodeState.PENDING and self._hub.signin is not None:
-                url = await self._hub.signin.login_url(standing.code)
-            self._tell(standing.state, standing.code, message.request, url)
+                login = await self._hub.signin.login(standing.code)
+            self._tell(standing.state, standing.code, message.request, login)
 
     def _pass_candidates(self, message: control.Candidates) -> None:
         endpoints = parse_endpoints(message.endpoints)

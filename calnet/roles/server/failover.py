@@ -1,23 +1,24 @@
 """Which of several routers for one prefix routes it now. Pure.
 
 The one that does goes on while it is there: a router that comes back does not take over (no preemption), so that one that comes and goes moves the prefix
-once and not each time.
+once and not each time. Where it goes, another takes over that has been there the longest: one that comes and goes is the last to be chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from calnet.model import NodeId, Prefix
 
 
-def choose(routers: Collection[NodeId], online: Collection[NodeId], present: NodeId | None) -> NodeId | None:
-    """The router of a prefix: the present one while it is online, else the first that is; where none is, nothing moves. None without routers."""
+def choose(routers: Collection[NodeId], online: Mapping[NodeId, float], present: NodeId | None) -> NodeId | None:
+    """The router of a prefix: the present one while it is online (`online` says since when), else the one that is for the longest; where none is, nothing
+    moves. None without routers."""
     if present in routers and present in online:
         return present
     here = [router for router in routers if router in online]
     if here:
-        return min(here)
+        return min(here, key=lambda router: (online[router], router))
     return present if present in routers else min(routers, default=None)
 
 
@@ -28,13 +29,18 @@ class Routers:
         self._may: dict[Prefix, set[NodeId]] = {}
         self._does: dict[Prefix, NodeId] = {}
         self._routes: dict[NodeId, frozenset[Prefix]] = {}
-        self._online: set[NodeId] = set()
+        self._online: dict[NodeId, float] = {}
+        """Since when, in Unix seconds."""
 
-    def put(self, node: NodeId, routes: Iterable[Prefix], *, online: bool) -> set[NodeId]:
-        """Take in what a node may route now (nothing: it is gone). The nodes that became or ceased to be the router of something."""
+    def put(self, node: NodeId, routes: Iterable[Prefix], *, online: bool, since: float = 0.0) -> set[NodeId]:
+        """Take in what a node may route now (nothing: it is gone), and since when it is online. The nodes that became or ceased to be the router of
+        something."""
         old, new = self._routes.get(node, frozenset()), frozenset(routes)
         was_online = node in self._online
-        (self._online.add if online else self._online.discard)(node)
+        if online:
+            self._online[node] = since
+        else:
+            self._online.pop(node, None)
         if new:
             self._routes[node] = new
         else:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calnet import __version__
+from calnet.metrics import Metric, single
 from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.relay_hub import RelayHub
-from calnet.roles.server.rest.metrics import Metric, single
 
 
 def figures(registry: Registry, control: ControlHub, relay: RelayHub) -> Iterator[Metric]:

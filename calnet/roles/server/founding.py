@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
@@ -12,7 +12,7 @@ from calnet.model import UserId
 from calnet.roles.server.allocation import check_prefix, grown_prefix, ula_prefix
 from calnet.roles.server.routes import parse_route
 from calnet.roles.server.snapshot import Snapshot
-from calnet.store.interface import Change, Put, SettingRecord, UserRecord
+from calnet.store.interface import Change, Put, Record, SettingRecord, UserRecord
 from calnet.wire.endpoints import overlaps
 
 DEFAULT_PREFIX: Final = IPv4Network("100.70.0.0/24")
@@ -34,6 +34,17 @@ def next_id(state: Snapshot, counter: str) -> tuple[int, Put]:
     """(the next id, the change that counts it). Ids are never used twice."""
     number = int(state.settings[counter])
     return number, Put(SettingRecord(counter, str(number + 1).encode()))
+
+
+def with_later_ids(records: Iterable[Record], state: Snapshot) -> list[Record]:
+    """Records of an earlier time with the counters of now, where these are ahead: what has had an id meanwhile keeps it for itself."""
+    return [_with_later_id(record, state) for record in records]
+
+
+def _with_later_id(record: Record, state: Snapshot) -> Record:
+    if not isinstance(record, SettingRecord) or record.id not in (NEXT_NODE, NEXT_USER):
+        return record
+    return SettingRecord(record.id, str(max(int(record.value), int(state.settings[record.id]))).encode())
 
 
 def plan_found(state: Snapshot, prefix: IPv4Network | None, now: float, random: RandomBytes) -> tuple[Sequence[Change], None]:

@@ -27,11 +27,13 @@ Json = dict[str, Any]
 
 _OF_NODE: Final = attrgetter(*(field.name for field in fields(NodeRecord) if field.name != "last_seen_at"))
 """What of a node its etag names."""
+_OF_USER: Final = attrgetter(*(field.name for field in fields(UserRecord) if field.name != "watch"))
 
 
 def etag_of(record: Record) -> str:
-    """Names the record's content: another one after each change, but for when it was here last."""
-    return blake2s(msgspec.msgpack.encode(_OF_NODE(record) if isinstance(record, NodeRecord) else record)).hex()[:24]
+    """Names the record's content: another one after each change, but for when a node was here last, and a user was last asked about."""
+    named = _OF_NODE(record) if isinstance(record, NodeRecord) else _OF_USER(record) if isinstance(record, UserRecord) else record
+    return blake2s(msgspec.msgpack.encode(named)).hex()[:24]
 
 
 def user_row(user: UserRecord) -> Json:
@@ -46,6 +48,7 @@ def user_row(user: UserRecord) -> Json:
         "subject": user.subject or None,
         "role_by_hand": user.role_by_hand,
         "suspended": user.suspended,
+        "access": user.access,
         "created": time_text(user.created_at),
         "last_login": time_text(user.last_login_at),
         "etag": etag_of(user),
@@ -67,12 +70,13 @@ def token_row(state: Snapshot, token: TokenRecord, now: float) -> Json:
 
 
 def session_row(state: Snapshot, session: SessionRecord) -> Json:
+    watch = state.users[session.user].watch
     return {
         "id": session.id[:SHOWN_ID],
         "user": state.user_name(session.user),
         "created": time_text(session.created_at),
         "expires": time_text(session.expires),
-        "checked": time_text(session.checked_at),
+        "checked": time_text(session.created_at if watch is None else watch.checked_at),
     }
 
 
@@ -87,7 +91,7 @@ def key_row(state: Snapshot, key: AuthKeyRecord, now: float) -> Json:
         "expires": time_text(key.expires),
         "used": time_text(key.used_at),
         "revoked": time_text(key.revoked_at),
-        "valid": is_usable(key, now),
+        "valid": is_usable(state, key, now),
         "etag": etag_of(key),
     }
 

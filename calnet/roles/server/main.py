@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from calnet.crypto.keys import encode_key
 from calnet.errors import CalnetError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # loaded once the settings are known to be right
 log = logging.getLogger(__name__)
 
 Reread = Callable[[], Namespace]
+SWITCH_S: Final = 0.0005
+"""How long a thread may wait for the interpreter: the writer gives it away at each touch of the store, and got it back after the default 5 ms."""
 
 
 def run(args: Namespace) -> int:
@@ -47,6 +49,7 @@ def run(args: Namespace) -> int:
 
     os.umask(0o077)
     raise_descriptor_limit()
+    sys.setswitchinterval(SWITCH_S)
     registry = Registry(open_store(settings.store, settings.state_dir), clock=time.time, random=os.urandom, prefix=settings.prefix)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

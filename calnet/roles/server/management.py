@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.model import ControlKey, NodeId, UserId
 from calnet.roles.server import audit as audits
-from calnet.roles.server import authkeys, configuration, nodes, policies, registration, tokens, users
+from calnet.roles.server import authkeys, configuration, nodes, policies, registration, tokens, users, vouching
 from calnet.roles.server.actors import BY_SYSTEM, Principal, Terms
 from calnet.roles.server.listing import Json, etag_of, key_row, node_row, route_rows, session_row, token_row, user_row
 from calnet.roles.server.netmaps import Netmaps, Presence
@@ -23,7 +23,7 @@ from calnet.roles.server.snapshot import Snapshot
 from calnet.roles.server.times import time_text
 from calnet.roles.server.users import Identity, UserWish
 from calnet.roles.server.writer import Plan
-from calnet.store.interface import AuditRecord, Change, NodeRecord, SessionRecord, Store, UserRecord
+from calnet.store.interface import AuditRecord, Change, NodeRecord, SessionRecord, Store, UserRecord, Watch
 
 Result = TypeVar("Result")
 Row = TypeVar("Row")
@@ -70,9 +70,12 @@ class Management(Protocol):
         """ConflictError while the user has nodes, or is the last owner; its keys, tokens and sessions go with it."""
         return self._change("users.delete", lambda state: users.plan_delete_user(state, user, terms.by), terms, lambda state: etag_of(state.user(user)))
 
-    def sign_in(self, identity: Identity, *, terms: Terms = BY_SYSTEM) -> Future[UserRecord]:
-        """The user of this identity, made at the first time; ForbiddenError for a suspended one."""
-        return self._change("users.sign-in", lambda state: users.plan_sign_in(state, identity, self._clock()), terms)
+    def sign_in(
+        self, identity: Identity, *, refresh: bytes = b"", until: float | None = None, anew: bool = True, terms: Terms = BY_SYSTEM
+    ) -> Future[UserRecord]:
+        """The user of this identity, made at the first time; see users.plan_sign_in. ForbiddenError for one that is shut out."""
+        plan: Plan[UserRecord] = lambda state: users.plan_sign_in(state, identity, self._clock(), refresh=refresh, until=until, anew=anew)  # noqa: E731
+        return self._change("users.sign-in", plan, terms)
 
     def user_of_identity(self, issuer: str, subject: str) -> UserRecord | None:
         """The user that signed in as this identity, if one did."""
@@ -80,9 +83,37 @@ class Management(Protocol):
         user = state.by_identity.get((issuer, subject))
         return None if user is None else state.users[user]
 
+    def ask_about(self, user: UserId, every_s: float) -> Future[Watch | None]:
+        """Whether it is this server's turn to ask the provider about the user, and with what; see vouching.plan_ask."""
+        return self._change("users.recheck", lambda state: vouching.plan_ask(state, user, every_s, self._clock()))
+
+    def confirm(self, user: UserId, identity: Identity | None, refresh: bytes) -> Future[UserRecord]:
+        """The provider vouches for the user still; see vouching.plan_confirm. NotFoundError where it is asked no more."""
+        return self._change("users.recheck", lambda state: vouching.plan_confirm(state, user, identity, refresh, self._clock()))
+
     def lose_access(self, user: UserId) -> Future[None]:
-        """The provider no longer vouches for the user: sessions, tokens and nodes are of no use at once."""
-        return self._change("users.lose-access", lambda state: users.plan_lose_access(state, user, self._clock()))
+        """The provider no longer vouches for the user: sessions, tokens, keys, nodes and access tokens are of no use at once."""
+        return self._change("users.lose-access", lambda state: vouching.plan_lose_access(state, user, self._clock()))
+
+    def lapse(self, user: UserId, until: float) -> Future[None]:
+        """The provider can't be asked about the user any more: its last word holds until `until`."""
+        return self._change("users.lapse", lambda state: vouching.plan_lapse(state, user, until, self._clock()))
+
+    def rest(self, user: UserId) -> Future[None]:
+        """Where the provider's last word holds no longer: the user's tokens and keys rest until it signs in."""
+        return self._change("users.rest", lambda state: vouching.plan_rest(state, user, self._clock()))
+
+    def signed_out(self, user: UserId) -> Future[None]:
+        """The user is sent on to the provider's sign-out, which may end the refresh token."""
+        return self._change("users.sign-out", lambda state: vouching.plan_signed_out(state, user, self._clock()))
+
+    def depended_on(self) -> set[UserId]:
+        """The users with sessions, tokens, pre-auth keys or machines that open anything."""
+        return vouching.depended_on(self._state, self._clock())
+
+    def user_records(self) -> list[UserRecord]:
+        """All users."""
+        return list(self._state.users.values())
 
     def user_record(self, user: UserId) -> UserRecord | None:
         """The user, if it is there."""
@@ -120,6 +151,10 @@ class Management(Protocol):
         """NotFoundError."""
         return key_row(self._state, authkeys.key_of(self._state, key_id), self._clock())
 
+    def may_give_tags(self, user: UserId, tags: Sequence[str]) -> bool:
+        """Whether the user, who is no admin, is an owner of all these tags: keys that carry them are its own too, as it could have made them."""
+        return policies.may_give_tags(self._state, self._state.users.get(user), tags)
+
     def revoke_key(self, key_id: str, *, terms: Terms = BY_SYSTEM) -> Future[None]:
         """The key admits nobody from now on; nodes that used it stay."""
 
@@ -140,24 +175,42 @@ class Management(Protocol):
 
     def rename_node(self, node: str, name: str, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
         """From now on its hostname does not move its name. InvalidError, ConflictError as for users."""
-        return self._node("nodes.rename", node, lambda state: nodes.plan_rename_node(state, node, name), terms)
+        return self._changed_node("nodes.rename", node, name, None, terms)
 
     def tag_node(self, node: str, tags: tuple[str, ...], *, terms: Terms = BY_SYSTEM) -> Future[Json]:
         """Replace its tags: a tagged node has no owner and its key does not expire. InvalidError for an empty list (`approve --user` gives it an owner)."""
+        return self._changed_node("nodes.tag", node, None, tags, terms)
 
+    def change_node(self, node: str, name: str, tags: tuple[str, ...], *, terms: Terms = BY_SYSTEM) -> Future[Json]:
+        """rename_node and tag_node in one change."""
+        return self._changed_node("nodes.update", node, name, tags, terms)
+
+    def _changed_node(self, action: str, node: str, name: str | None, tags: tuple[str, ...] | None, terms: Terms) -> Future[Json]:
         def plan(state: Snapshot) -> tuple[Sequence[Change], NodeRecord]:
-            policies.check_tags_allowed(state, terms.by, tags)
-            return nodes.plan_tag_node(state, node, tags, self._clock())
+            policies.check_tags_allowed(state, terms.by, tags or ())
+            return nodes.plan_change_node(state, node, name, tags, self._clock())
 
-        return self._node("nodes.tag", node, plan, terms)
+        return self._node(action, node, plan, terms)
 
     def approve_node(self, code_or_node: str, user: str | None = None, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
         """Admit a pending node, or renew the key expiry of an active or expired one. `user` None: its owner so far, else the first user."""
         return self._node("nodes.approve", code_or_node, lambda state: registration.plan_approve(state, code_or_node, user, self._clock()), terms)
 
+    def waiting_node(self, code: str, user: UserId) -> Json:
+        """The row of the machine that waits with this code, and that this user may sign in for.
+        NotFoundError where none waits with that code, ForbiddenError for a user that is shut out, ConflictError where another has signed in for it."""
+        state = self._state
+        return self._row(state, registration.waiting_for(state, code, user))
+
+    def is_signed_in_for(self, code: str) -> bool:
+        """Whether somebody has signed in for the machine that waits with this code, and an admin's approval is what it waits for."""
+        state = self._state
+        waiting = state.by_code.get(code)
+        return waiting is not None and state.nodes[waiting].signed_in
+
     def admit_node(self, code: str, user: UserId, *, terms: Terms = BY_SYSTEM) -> Future[Json]:
-        """The user signed in for the machine that waits with this code: it is the user's, and admitted unless the settings ask for an admin's approval too.
-        NotFoundError where none waits with that code, ForbiddenError for a user that is shut out."""
+        """The user signed in for the machine that waits with this code: it is the user's, and admitted unless the settings ask for an admin's approval too:
+        then it waits on, and is nobody else's to sign in for. Errors as of waiting_node."""
 
         def plan(state: Snapshot) -> tuple[Sequence[Change], Json]:
             changes, record = registration.plan_admit(state, code, user, self._clock())
@@ -178,8 +231,8 @@ class Management(Protocol):
         return self._node("nodes.expire", node, lambda state: nodes.plan_expire_node(state, node, self._clock()), terms)
 
     def delete_node(self, node: str, *, terms: Terms = BY_SYSTEM) -> Future[None]:
-        """Forget the machine; its name is free, its address is given out again last."""
-        plan: Plan[None] = lambda state: nodes.plan_delete_node(state, node, self._clock())  # noqa: E731
+        """Forget the machine; its name is free, its address is given out again last. ForbiddenError for a disabled one where the asker may not enable it."""
+        plan: Plan[None] = lambda state: nodes.plan_delete_node(state, node, self._clock(), terms.by)  # noqa: E731
         return self._change("nodes.delete", plan, terms, lambda state: etag_of(nodes.find(state, node)))
 
     def routes(self, node: str | None = None) -> list[Json]:
@@ -264,21 +317,13 @@ class Management(Protocol):
         """Who the token speaks for; UnauthorizedError."""
         return tokens.principal_of_token(self._state, text, source, self._clock())
 
-    def create_session(self, user: UserId, *, expires_s: float, refresh: bytes, terms: Terms = BY_SYSTEM) -> Future[tuple[str, SessionRecord]]:
+    def create_session(self, user: UserId, *, expires_s: float, terms: Terms = BY_SYSTEM) -> Future[tuple[str, SessionRecord]]:
         """(the cookie's secret, the session)."""
-        return self._change("sessions.create", lambda state: tokens.plan_create_session(state, user, expires_s, refresh, self._clock(), self._random), terms)
+        return self._change("sessions.create", lambda state: tokens.plan_create_session(state, user, expires_s, self._clock(), self._random), terms)
 
     def session_of(self, secret: str) -> tuple[SessionRecord, UserRecord] | None:
         """The session and user behind a cookie; None for one that is not valid, or no longer."""
         return tokens.user_of_session(self._state, secret, self._clock())
-
-    def session_records(self) -> list[SessionRecord]:
-        """All sessions."""
-        return list(self._state.sessions.values())
-
-    def update_session(self, session: str, *, checked_at: float, refresh: bytes) -> Future[SessionRecord]:
-        """The provider confirmed the user again. NotFoundError for a session that has ended."""
-        return self._change("sessions.update", lambda state: tokens.plan_update_session(state, session, checked_at, refresh))
 
     def sessions(self) -> list[Json]:
         """Every session's row, the oldest first."""
@@ -288,6 +333,10 @@ class Management(Protocol):
     def end_session(self, session: str, *, terms: Terms = BY_SYSTEM) -> Future[None]:
         """By its id, or the part of it that rows show. NotFoundError."""
         return self._change("sessions.end", lambda state: tokens.plan_end_session(state, tokens.session_named(state, session)), terms)
+
+    def end_sessions(self, user: UserId) -> Future[None]:
+        """All of the user's."""
+        return self._change("sessions.end", lambda state: vouching.plan_end_sessions(state, user))
 
     # --- settings and audit
 

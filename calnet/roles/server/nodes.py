@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from calnet.errors import ConflictError, InvalidError
+from calnet.errors import ConflictError, ForbiddenError, InvalidError
 from calnet.model import NodeId
+from calnet.roles.server.actors import Actor
 from calnet.roles.server.founding import prefixes_of
 from calnet.roles.server.names import check_name, check_tags
 from calnet.roles.server.policies import auto_approved
+from calnet.roles.server.powers import acting_user, is_manager
 from calnet.roles.server.registration import deletion, expired
 from calnet.roles.server.routes import canonical_routes, check_approvable, parse_route
 from calnet.roles.server.snapshot import Snapshot, state_of
@@ -20,7 +22,7 @@ from calnet.store.interface import Change, Delete, NodeRecord, Put, key_of
 Planned = tuple[Sequence[Change], NodeRecord]
 
 EPHEMERAL_GONE_S: Final = 300.0
-"""An ephemeral node is deleted after being offline for so long."""
+"""An ephemeral node is deleted after being offline for so long, unless it is disabled."""
 PENDING_GONE_S: Final = 86_400.0
 """So is one that was never approved."""
 
@@ -31,23 +33,31 @@ def find(state: Snapshot, reference: str) -> NodeRecord:
     return state.node(reference) if waiting is None else state.nodes[waiting]
 
 
-def plan_rename_node(state: Snapshot, node: str, name: str) -> Planned:
-    """From now on its hostname no longer moves its name."""
+def plan_change_node(state: Snapshot, node: str, name: str | None, tags: tuple[str, ...] | None, now: float) -> Planned:
+    """Another name, other tags, or both at once; None leaves what is there."""
     record = _admitted(state, node)
+    if name is not None:
+        record = _renamed(state, record, name)
+    if tags is not None:
+        record = _tagged(state, record, tags, now)
+    return _put(state, record)
+
+
+def _renamed(state: Snapshot, record: NodeRecord, name: str) -> NodeRecord:
+    """From now on its hostname no longer moves its name."""
     name = check_name(name)
     if state.by_name.get(name, record.id) != record.id:
         raise ConflictError(f"there is a node {name} already")
-    return _put(state, replace(record, name=name, named=True))
+    return replace(record, name=name, named=True)
 
 
-def plan_tag_node(state: Snapshot, node: str, tags: tuple[str, ...], now: float) -> Planned:
+def _tagged(state: Snapshot, record: NodeRecord, tags: tuple[str, ...], now: float) -> NodeRecord:
     """See Registry.tag_node. A key that has expired stays so."""
-    record = _admitted(state, node)
     if not tags:
         raise InvalidError("name at least one tag: to give a node an owner again, use `nodes approve NODE --user USER`")
     over = record.key_expires is not None and record.key_expires <= now
     tagged = replace(record, tags=check_tags(tags), user=None, owner_suspended=False, key_expires=record.key_expires if over else None)
-    return _put(state, auto_approved(state, tagged))
+    return auto_approved(state, tagged)
 
 
 def plan_disable_node(state: Snapshot, node: str, disabled: bool) -> Planned:
@@ -63,9 +73,12 @@ def plan_expire_node(state: Snapshot, node: str, now: float) -> Planned:
     return _put(state, expired(_admitted(state, node), now))
 
 
-def plan_delete_node(state: Snapshot, node: str, now: float) -> tuple[Sequence[Change], None]:
-    """Also one that waits, by its id or code."""
-    return deletion(find(state, node), now), None
+def plan_delete_node(state: Snapshot, node: str, now: float, actor: Actor | None = None) -> tuple[Sequence[Change], None]:
+    """Also one that waits, by its id or code. ForbiddenError for a disabled one where the actor may not enable it: its machine would come back as new."""
+    record = find(state, node)
+    if record.disabled and not is_manager(acting_user(state, actor)):
+        raise ForbiddenError(f"{record.name or record.id} is disabled: deleting it takes an admin, as enabling it does")
+    return deletion(record, now), None
 
 
 def plan_approve_routes(state: Snapshot, node: str, routes: tuple[str, ...]) -> Planned:
@@ -104,7 +117,7 @@ def plan_housekeeping(state: Snapshot, now: float, gone_since: Callable[[NodeRec
 
 def deletion_deadline(record: NodeRecord, gone_since: float | None) -> float | None:
     """When a node that is gone since then is to be deleted; None for never."""
-    if gone_since is None:
+    if gone_since is None or record.disabled:  # forgotten, its machine would come back as new
         return None
     if not record.name:
         return gone_since + PENDING_GONE_S

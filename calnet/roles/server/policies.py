@@ -97,10 +97,15 @@ def check_tags_allowed(state: Snapshot, actor: Actor, tags: Sequence[str]) -> No
     user = acting_user(state, actor)
     if user is None or is_manager(user):
         return
-    policy = policy_of(state)
     for tag in tags:
-        if policy is None or not policy.may_give_tag(tag, _imagined(user)):
+        if not may_give_tags(state, user, (tag,)):
             raise ForbiddenError(f"only an admin or an owner of {tag} (tagOwners in the policy) may give it")
+
+
+def may_give_tags(state: Snapshot, user: UserRecord | None, tags: Sequence[str]) -> bool:
+    """Whether the policy's tagOwners let the user give all of these tags."""
+    policy = policy_of(state)
+    return user is not None and policy is not None and all(policy.may_give_tag(tag, _imagined(user)) for tag in tags)
 
 
 # --- questions

@@ -6,9 +6,10 @@ The local administrator, nodes and the server itself are not asked here; REST as
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from calnet.errors import ForbiddenError
-from calnet.roles.server.actors import Actor, Role
+from calnet.roles.server.actors import Access, Actor, Role, lesser
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import UserRecord
 
@@ -16,13 +17,18 @@ _MANAGERS = (Role.ADMIN, Role.OWNER)
 
 
 def acting_user(state: Snapshot, actor: Actor | None) -> UserRecord | None:
-    """The user that acts, by itself or by a token; None where no user does. ForbiddenError for one that is shut out or gone."""
+    """The user that acts, by itself or by a token, as far as it may; None where no user does. ForbiddenError for one that is shut out or gone."""
     if actor is None or actor.kind not in ("user", "token"):
         return None
     user = None if actor.user is None else state.users.get(actor.user)
-    if user is None or user.suspended:
-        raise ForbiddenError("that user is suspended or gone: ask an admin")
-    return user
+    if user is None or is_shut_out(user) or (actor.kind == "token" and user.access != Access.GRANTED):
+        raise ForbiddenError("that user is suspended, gone, or has to sign in again: ask an admin")
+    return user if actor.at_most is None else replace(user, role=lesser(Role(user.role), actor.at_most).value)
+
+
+def is_shut_out(user: UserRecord) -> bool:
+    """Whether the user may do nothing, whatever it shows: an admin shut it out, or the provider vouches for it no more."""
+    return user.suspended or user.access == Access.LOST
 
 
 def is_manager(user: UserRecord | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from calnet.crypto.keys import RandomBytes, is_small_order
 from calnet.errors import ConflictError, ExhaustedError, ForbiddenError, InvalidError, NotFoundError
 from calnet.model import ControlKey, NodeId, UserId
+from calnet.roles.server.actors import Access
 from calnet.roles.server.admission import site_of
 from calnet.roles.server.allocation import free_v4, v6_of
 from calnet.roles.server.authkeys import check_auth_key, check_usable
@@ -22,6 +23,7 @@ from calnet.roles.server.founding import FIRST_USER_ID, NEXT_NODE, next_id, pref
 from calnet.roles.server.names import free_name, name_from_hostname, printable
 from calnet.roles.server.netmaps import Presence
 from calnet.roles.server.policies import auto_approved
+from calnet.roles.server.powers import is_shut_out
 from calnet.roles.server.routes import canonical_routes
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import NodeState, RegisterRequest, Standing
@@ -31,6 +33,10 @@ PREVIOUS_KEPT_S: Final = 86_400.0
 """How long a renewed node key still answers: peers that were away for a day learn the new one before they speak again."""
 MAX_PENDING: Final = 256
 """Machines that may wait for approval: anybody can ask, so it is bounded."""
+SIGNED_IN: Final = (
+    "somebody else has signed in for that machine, and it waits for an admin's approval: "
+    "if it should be yours, run `calnet.pyz logout` and `calnet.pyz up` on it, which give it a new code"
+)
 DISABLED: Final = "this node is disabled: ask an admin to enable it"
 OWNER_SUSPENDED: Final = "this node's owner is suspended: ask an admin"
 _CODE_LETTERS: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
@@ -114,12 +120,20 @@ def _with_new_key(record: NodeRecord, request: RegisterRequest, now: float, *, k
     return replace(record, node_key=request.node_key, previous_node_key=previous, previous_until=until)
 
 
+def with_software(record: NodeRecord, version: str | None, capabilities: tuple[str, ...] | None) -> NodeRecord:
+    """The record with what the node says of its program; None leaves a value."""
+    if version is not None:
+        record = replace(record, version=printable(version, 64))
+    if capabilities is not None:
+        record = replace(record, capabilities=tuple(dict.fromkeys(printable(name, 40) for name in capabilities)))
+    return record
+
+
 def _with_facts(record: NodeRecord, request: RegisterRequest) -> NodeRecord:
     return replace(
-        record,
+        with_software(record, request.version, request.capabilities),
         hostname=printable(request.hostname) or "node",
         os=printable(request.os, 64),
-        version=printable(request.version, 64),
         advertised_routes=canonical_routes(request.routes),
     )
 
@@ -129,9 +143,7 @@ def _login_key(state: Snapshot, record: NodeRecord, text: str, active: bool, con
     key = check_auth_key(state, text, context.server_key)
     if active and record.auth_key == key.id:
         return None
-    check_usable(key, context.now)
-    if key.user is not None and state.users[key.user].suspended:
-        raise ForbiddenError("the user of that pre-auth key is suspended: ask an admin for another")
+    check_usable(state, key, context.now)
     return key
 
 
@@ -153,7 +165,7 @@ def _settled(state: Snapshot, record: NodeRecord, now: float) -> tuple[NodeRecor
         record = replace(record, addresses=(v4, v6_of(v6_prefix, record.id)))
     name = record.name or free_name(name_from_hostname(record.hostname), state.by_name)
     expires = None if record.tags else now + configuration_of(state).node_key_lifetime_s
-    return replace(record, name=name, pending_code="", key_expires=expires), changes
+    return replace(record, name=name, pending_code="", signed_in=False, key_expires=expires), changes
 
 
 def plan_approve(state: Snapshot, code_or_node: str, user: str | None, now: float) -> tuple[Sequence[Change], NodeRecord]:
@@ -171,23 +183,33 @@ def plan_approve(state: Snapshot, code_or_node: str, user: str | None, now: floa
         record = replace(record, user=owner.id, owner_suspended=False, tags=())
     elif record.user is None and not record.tags:
         record = replace(record, user=state.user(str(FIRST_USER_ID)).id)
+    if record.user is not None and state.users[record.user].access == Access.LOST:
+        raise ConflictError(f"the sign-in provider vouches for {state.user_name(record.user)} no more: the user has to sign in, or name another with --user")
     record, changes = _settled(state, record, now)
     record = auto_approved(state, record)
     return [*changes, Put(record)], record
 
 
-def plan_admit(state: Snapshot, code: str, user: UserId, now: float) -> tuple[Sequence[Change], NodeRecord]:
-    """See Management.admit_node. A login by the owner so far never waits again."""
+def waiting_for(state: Snapshot, code: str, user: UserId) -> NodeRecord:
+    """See Management.waiting_node."""
     waiting, owner = state.by_code.get(code.strip().upper()), state.users.get(user)
     if waiting is None:
         raise NotFoundError("no machine waits with that code: run `calnet.pyz up` on it again")
-    if owner is None or owner.suspended:
-        raise ForbiddenError("that user is suspended or gone: ask an admin")
+    if owner is None or is_shut_out(owner):
+        raise ForbiddenError("that user is suspended, gone, or has to sign in again: ask an admin")
     record = state.nodes[waiting]
     if record.disabled:
         raise ForbiddenError(DISABLED)
-    again = bool(record.name) and record.user == user
-    record = replace(record, user=user, owner_suspended=False, tags=())
+    if record.signed_in and record.user != user:
+        raise ConflictError(SIGNED_IN)
+    return record
+
+
+def plan_admit(state: Snapshot, code: str, user: UserId, now: float) -> tuple[Sequence[Change], NodeRecord]:
+    """See Management.admit_node. A login by the owner so far never waits again; who became that by signing in with this very code does wait."""
+    before = waiting_for(state, code, user)
+    again = bool(before.name) and before.user == user and not before.signed_in
+    record = replace(before, user=user, owner_suspended=False, tags=(), signed_in=True)
     changes: list[Change] = []
     if again or not configuration_of(state).require_approval:
         record, changes = _settled(state, record, now)
@@ -196,7 +218,13 @@ def plan_admit(state: Snapshot, code: str, user: UserId, now: float) -> tuple[Se
 
 
 def plan_update(
-    state: Snapshot, node: NodeId, hostname: str | None, routes: tuple[str, ...] | None, os: str | None, version: str | None
+    state: Snapshot,
+    node: NodeId,
+    hostname: str | None,
+    routes: tuple[str, ...] | None,
+    os: str | None,
+    version: str | None,
+    capabilities: tuple[str, ...] | None,
 ) -> tuple[Sequence[Change], None]:
     """See Registry.update. A new hostname moves the name, unless an admin chose that."""
     before = state.node_of(node)
@@ -209,8 +237,7 @@ def plan_update(
         record = replace(record, advertised_routes=canonical_routes(routes))
     if os is not None:
         record = replace(record, os=printable(os, 64))
-    if version is not None:
-        record = replace(record, version=printable(version, 64))
+    record = with_software(record, version, capabilities)
     record = auto_approved(state, record)
     return ([] if record == before else [Put(record)]), None
 
@@ -234,7 +261,7 @@ def plan_logout(state: Snapshot, node: NodeId, now: float) -> tuple[Sequence[Cha
 def expired(record: NodeRecord, now: float) -> NodeRecord:
     """The node, with its key of no use from now on."""
     expires = now if record.key_expires is None else min(now, record.key_expires)
-    return replace(record, key_expires=expires, previous_node_key=None, previous_until=None, pending_code="")
+    return replace(record, key_expires=expires, previous_node_key=None, previous_until=None, pending_code="", signed_in=False)
 
 
 def deletion(record: NodeRecord, now: float) -> list[Change]:
@@ -247,7 +274,7 @@ def _room_for_pending(state: Snapshot, context: Context) -> list[Change]:
     come from, so that nobody takes all the room by staying. ExhaustedError where all were admitted once."""
     if len(state.by_code) < MAX_PENDING:
         return []
-    strangers = [state.nodes[node] for node in state.by_code.values() if not state.nodes[node].name]
+    strangers = [record for record in map(state.nodes.__getitem__, state.by_code.values()) if not (record.name or record.disabled)]
     if not strangers:
         raise ExhaustedError("too many machines wait for approval: use a pre-auth key, or ask an admin to approve or delete some")
     presence = {record.id: context.presence(record.id) for record in strangers}

@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from ipaddress import IPv4Network
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import ConflictError, NotFoundError, StaleError
-from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Prefix, Relay, UserId
+from calnet.model import ControlKey, Endpoint, NodeId, NodeKey, Prefix, Relay, UserId
 from calnet.roles.server import founding, nodes, once, registration, tokens
 from calnet.roles.server.actors import BY_SYSTEM, SYSTEM, Actor, Terms
-from calnet.roles.server.audit import Deed, audit_of
+from calnet.roles.server.audit import Deed, audit_of, public_changes
+from calnet.roles.server.handover import Handover
 from calnet.roles.server.management import Management
-from calnet.roles.server.netmaps import Netmaps, Presence
+from calnet.roles.server.netmaps import Netmaps, Presence, View
 from calnet.roles.server.policies import engine_of, stored_engine_of
 from calnet.roles.server.snapshot import Snapshot, state_of
 from calnet.roles.server.standing import Changed, NodeState, RegisterRequest, Standing
-from calnet.roles.server.writer import Plan, Writer
+from calnet.roles.server.writer import Plan, Writer, difference
 from calnet.store.archive import Archive, write_archive
 from calnet.store.interface import AuditRecord, Change, Commit, NodeRecord, Put, Store, UserRecord, key_of
+from calnet.wire.control import NetmapDelta, NetmapFull
 
 Result = TypeVar("Result")
 Clock = Callable[[], float]
@@ -37,6 +39,9 @@ Listener = Callable[[Changed], None]
 PresenceWitness = Callable[[NodeId, Presence], None]
 AuditListener = Callable[[Sequence[AuditRecord]], None]
 PresenceListener = Callable[[NodeId, bool], None]
+_ALL: Final = 1 << 60
+AWAITED_S: Final = 60.0
+"""How long nodes that were here before a restart may take to come back, before their peers hear that they left."""
 
 
 class Registry(Management):
@@ -73,6 +78,7 @@ class Registry(Management):
         self._message: Callable[[bytes], None] | None = None
         self._audited_to = commit.audit
         self._presence: dict[NodeId, Presence] = {}
+        self._awaited_until: float | None = None
         self._netmaps = Netmaps(self.prefixes, first_version=int(self._started * 1000))
         self._netmaps.refresh(state.nodes, state, self._presence, self._started)
         self._netmaps.set_policy(policy)
@@ -101,6 +107,10 @@ class Registry(Management):
         """The audit records behind `after`, the oldest first."""
         return self._store.audit(after=after, limit=limit)
 
+    def newest_audit(self) -> int:
+        """The number of the newest audit record that the store holds."""
+        return max((record.seq for record in self._store.audit(limit=1, newest_first=True)), default=0)
+
     def name_and_owner(self, node: NodeId) -> tuple[str, UserId | None]:
         """A node's name and owner; empty for one that is gone."""
         record = self._state.nodes.get(node)
@@ -113,20 +123,31 @@ class Registry(Management):
     def restore(self, archive: Archive, action: str, by: Actor) -> Future[bool]:
         """Hold what the archive holds instead of what is held. Whether the server has to be started again, as it has another key or overlay now.
 
-        With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first.
+        With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first. Where the log goes on, what
+        changes is in its record of this, so that the time before can be told; else the archive's log says what was.
         """
-        state = self._state
+        state = Snapshot()
+        state.load(self._store.load()[1])
         if action == "server.import" and (state.nodes or state.keys or len(state.users) > 1):
             raise ConflictError("an import goes into a server without nodes, keys and users: `restore` replaces what is there")
         other = Snapshot()
         other.load(archive.records)
         same = all(state.settings.get(name) == other.settings.get(name) for name in (founding.CONTROL_KEY, founding.PREFIX_V4, founding.PREFIX_V6))
         founding.control_key_of(other)
-        last = max((record.seq for record in archive.audit), default=0)
-        deed = AuditRecord(self._clock(), by.kind, by.id, by.name, by.source, action, (), last + 1)
-        self._store.replace(archive.records, (*archive.audit, deed))
+        ours = state.settings.get(founding.CONTROL_KEY) == other.settings.get(founding.CONTROL_KEY)
+        records = founding.with_later_ids(archive.records, state) if ours else archive.records
+        held = self._log_that_goes_on(archive) if ours else None
+        audit, changes = (archive.audit, ()) if held is None else (held, public_changes(state, difference(state, records)))
+        last = max((record.seq for record in audit), default=0)
+        deed = AuditRecord(round(self._clock(), 3), by.kind, by.id, by.name, by.source, action, changes, last + 1)
+        self._store.replace(records, (*audit, deed))
         self._writer.catch_up()
         return self._writer.submit(lambda _: ([], not same))
+
+    def _log_that_goes_on(self, archive: Archive) -> Sequence[AuditRecord] | None:
+        """The log that is held, where the archive's is its beginning; None for that of another server."""
+        held = self._store.audit(after=0, limit=_ALL)
+        return held if tuple(held[: len(archive.audit)]) == tuple(archive.audit) else None
 
     # --- machines
 
@@ -163,11 +184,21 @@ class Registry(Management):
         routes: tuple[str, ...] | None = None,
         os: str | None = None,
         version: str | None = None,
+        capabilities: tuple[str, ...] | None = None,
         source: str = "",
     ) -> Future[None]:
         """Change what a node says of itself; None leaves a value. InvalidError for a route that is no prefix."""
         deed = self._deed_of(node, "nodes.update", source)
-        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version), deed)
+        return self._writer.submit(lambda state: registration.plan_update(state, node, hostname, routes, os, version, capabilities), deed)
+
+    def note_software(self, node: NodeId, version: str | None, capabilities: tuple[str, ...] | None, source: str = "") -> None:
+        """What an active node's program is now; nothing is written where that is known."""
+        record = self._state.nodes.get(node)
+        if record is None or not self._is_active(node):
+            return
+        known = registration.with_software(record, version, capabilities)
+        if known != record:
+            self.update(node, version=version, capabilities=capabilities, source=source)
 
     def logout(self, node: NodeId, source: str = "") -> Future[None]:
         """The node's key expires now; an ephemeral node, and one never admitted, is deleted."""
@@ -176,12 +207,17 @@ class Registry(Management):
     def connected(self, node: NodeId, source: bytes = b"") -> None:
         """The node has a control session now, from this source (endpoints.source_network)."""
         now = self._clock()
-        self._present(node, lambda presence: replace(presence, online=True, since=now, source=source, home=""))
+
+        def come(presence: Presence) -> Presence:
+            since = presence.since if presence.awaited else now
+            return replace(presence, online=True, awaited=False, since=since, source=source, home="")
+
+        self._present(node, come)
 
     def disconnected(self, node: NodeId) -> None:
         """The node's (last) control session ended."""
         now = self._clock()
-        self._present(node, lambda presence: presence if presence.home else replace(presence, online=False, since=now))
+        self._present(node, lambda presence: presence if presence.home else replace(presence, online=False, awaited=False, since=now))
         self._writer.submit(lambda state: nodes.plan_seen(state, node, now))
 
     def publish(self, node: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
@@ -193,7 +229,7 @@ class Registry(Management):
         moved on to yet another, does not leave by it. False for a node that is not known here yet: its registration is on its way through the store."""
 
         def change(before: Presence) -> Presence:
-            here = before.online and not before.home
+            here = before.online and not before.home and not before.awaited
             stale = not presence.online and before.home != presence.home
             return before if here or stale else presence
 
@@ -214,13 +250,30 @@ class Registry(Management):
         """What the node says of its own health now."""
         self._present(node, lambda presence: replace(presence, health=lines))
 
-    def netmap(self, node: NodeId, relays: tuple[Relay, ...] = (), stun: tuple[str, ...] = ()) -> Netmap:
-        """The node's netmap now. Its version grows with each change of content, also across restarts; the same content gives the same version.
+    def news(self, node: NodeId, held: View | None, relays: tuple[Relay, ...] = (), stun: tuple[str, ...] = ()) -> tuple[View, NetmapFull | NetmapDelta | None]:
+        """What the node has to be told of its netmap where it holds `held` (None: nothing), and what it holds then; None where that is nothing new.
         NotFoundError for a node that is not active."""
         with self._lock:
             if node not in self._netmaps or not self._is_active(node):
                 raise NotFoundError(f"node {node} is not active")
-            return self._netmaps.netmap(node, relays, stun)
+            return self._netmaps.news(node, held, relays, stun)
+
+    def hand_over(self, views: Mapping[NodeId, tuple[View, ...]]) -> Handover:
+        """What the next process of this server needs to go on: who is here, and what each node was told (`views`)."""
+        with self._lock:
+            here = {node: presence for node, presence in self._presence.items() if presence.online and not presence.home}
+            return Handover(self._netmaps.keep(), here, views)
+
+    def resume(self, handover: Handover) -> None:
+        """Go on where an earlier process of this server stopped. Nodes that were there then count as online until they had the time to come back. To be
+        called before the first session."""
+        now = self._clock()
+        with self._lock:
+            self._presence |= {node: presence for node, presence in handover.present.items() if node in self._state.nodes}
+            self._netmaps.refresh(self._presence, self._state, self._presence, now)
+            self._netmaps.resume(handover.kept)
+            self._awaited_until = now + AWAITED_S
+            self._deadline_known = False
 
     def sees(self, node: NodeId, other: NodeId) -> bool:
         """Whether each is in the other's netmap (so that candidates may be passed on and relay frames exchanged)."""
@@ -238,7 +291,7 @@ class Registry(Management):
             if not self._deadline_known:
                 self._deadline = nodes.next_deadline(self._state.nodes.values(), self._clock(), self._gone_since)
                 self._deadline_known = True
-            return self._deadline
+            return min((at for at in (self._deadline, self._awaited_until) if at is not None), default=None)
 
     def housekeeping(self) -> Future[None]:
         """Do what time brings: expire keys, forget renewed ones, delete ephemeral nodes gone for 5 minutes and pending ones gone for a day."""
@@ -248,6 +301,10 @@ class Registry(Management):
             moved = frozenset(node for node, record in self._state.nodes.items() if record.name and (node in self._netmaps) != self._is_active(node))
             touched, _ = self._netmaps.refresh(moved, self._state, self._presence, now)
         self._tell(Changed(frozenset(touched), moved, urgent=True))
+        if self._awaited_until is not None and self._awaited_until <= now:
+            self._awaited_until = None
+            for node in [node for node, presence in self.presences().items() if presence.awaited]:
+                self.disconnected(node)
 
         def plan(state: Snapshot) -> tuple[Sequence[Change], None]:
             changes, _ = nodes.plan_housekeeping(state, now, self._gone_since)

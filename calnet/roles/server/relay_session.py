@@ -118,4 +118,5 @@ class _Session:
                 return
             if now - self._sent_at >= timing.relay_keepalive_s:
                 client.ping(self._random(relay.TOKEN_SIZE))
-            await asyncio.sleep(timing.relay_keepalive_s / 4)
+            due = min(self._sent_at + timing.relay_keepalive_s, self._heard_at + timing.relay_silence_s)
+            await asyncio.sleep(max(timing.relay_keepalive_s / 4, due - now))

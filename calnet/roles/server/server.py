@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from calnet.crypto.keys import RandomBytes
-from calnet.errors import CalnetError, ConfigError
+from calnet.errors import CalnetError, ConfigError, StateError
 from calnet.roles.server.admin import AdminSocket
 from calnet.roles.server.admission import Gate
 from calnet.roles.server.app import build_app
@@ -24,6 +24,7 @@ from calnet.roles.server.control_hub import ControlHub
 from calnet.roles.server.control_session import serve_control
 from calnet.roles.server.durable import durable
 from calnet.roles.server.figures import figures
+from calnet.roles.server.handover import Handover, take_handover, write_handover
 from calnet.roles.server.listeners import tcp_listener, udp_socket
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.relay_hub import RelayHub
@@ -75,7 +76,11 @@ class CalnetServer:
         except CalnetError:
             self._listener.close()
             raise
-        self.control = ControlHub(registry, loop=self._loop, clock=clock, public_url=settings.url, stun_port=self._stun.port, timing=timing)
+        self._second_stun = self._beside(self._stun.port)
+        handover = take_handover(settings.state_dir)
+        if handover is not None:
+            registry.resume(handover)
+        self.control = ControlHub(registry, loop=self._loop, clock=clock, public_url=settings.url, stun_ports=self.stun_ports, timing=timing, handover=handover)
         self.relay = RelayHub(registry, timing=timing)
         self._random = random
         self._timing = timing
@@ -129,6 +134,11 @@ class CalnetServer:
         return self._stun.port
 
     @property
+    def stun_ports(self) -> tuple[int, ...]:
+        """Both UDP ports: by two, nodes find out how their NAT maps."""
+        return (self._stun.port,) if self._second_stun is None else (self._stun.port, self._second_stun.port)
+
+    @property
     def url(self) -> str:
         """`--url`, or where this server is reached from its own machine."""
         if self.settings.url is not None:
@@ -145,6 +155,8 @@ class CalnetServer:
 
     async def stop(self) -> None:
         """Tell every session, end every connection, close every socket. A second call does nothing."""
+        if self._accepting:
+            await asyncio.to_thread(self._leave_handover, self.control.hand_over())
         self.drain()
         for task in (self._timer, self._rechecking):
             if task is not None:
@@ -162,12 +174,15 @@ class CalnetServer:
             self._uvicorn.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
         self._listener.close()
-        self._stun.close()
+        for stun in (self._stun, self._second_stun):
+            if stun is not None:
+                stun.close()
         if self._admin is not None:
             await self._admin.close()
 
     def reload(self, settings: ServerSettings) -> tuple[str, ...]:
-        """Take over what can change while serving: the public URL, and the certificate (read anew). Names the settings that need a restart.
+        """Take over what can change while serving: the public URL, the certificate (read anew), and sign-in's settings but the issuer. Names the settings that
+        need a restart.
 
         ConfigError for a certificate that can't be used; the old one stays then.
         """
@@ -175,7 +190,11 @@ class CalnetServer:
             with _explained(settings):
                 self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
         self.control.set_public_url(settings.url)
-        names = ("state_dir", "listen", "stun_listen", "store", "prefix", "trusted_proxies", "tls")
+        names = ["state_dir", "listen", "stun_listen", "store", "prefix", "trusted_proxies", "tls"]
+        if self._signin is not None and settings.oidc is not None and settings.oidc.issuer == self._signin.settings.issuer:
+            self._signin.take_over(settings.oidc)
+        else:
+            names.append("oidc")
         return tuple(name.replace("_", "-") for name in names if getattr(settings, name) != getattr(self.settings, name))
 
     async def _start(self) -> None:
@@ -200,6 +219,16 @@ class CalnetServer:
         if self._signin is not None:
             self._rechecking = self._loop.create_task(self._signin.run())
         self._accepting = True
+
+    def _beside(self, port: int) -> StunService | None:
+        """STUN on the next port; nothing where that is taken: nodes then don't know how their NAT maps."""
+        if port >= 65_535:
+            return None
+        try:
+            return StunService(udp_socket(self.settings.stun_listen._replace(port=port + 1)), self._loop)
+        except CalnetError as error:
+            log.warning("second_stun_port_not_open reason=%s", error)
+            return None
 
     def _uvicorn_config(self) -> uvicorn.Config:
         trusted = self.settings.trusted_proxies
@@ -284,6 +313,12 @@ class CalnetServer:
             return False
         await asyncio.sleep(HOUSEKEEPING_PAUSE_S)
         return True
+
+    def _leave_handover(self, handover: Handover) -> None:
+        try:
+            write_handover(self.settings.state_dir, handover)
+        except StateError as error:
+            log.warning("handover_not_left reason=%s", error)
 
     async def _drained(self) -> None:
         with contextlib.suppress(TimeoutError):

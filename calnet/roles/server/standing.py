@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey
 
@@ -19,6 +20,17 @@ class NodeState(enum.Enum):
     EXPIRED = "expired"
     """Its node key expired, or it logged out: it has to log in again."""
     DISABLED = "disabled"
+
+
+class Login(NamedTuple):
+    """Where a person signs in for a machine that waits; no URL where that can't be done now."""
+
+    url: str = ""
+    user_code: str = ""
+    """What has to be entered there, where the URL does not say it."""
+
+
+NO_LOGIN = Login()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,7 @@ class RegisterRequest:
     version: str = ""
     routes: tuple[str, ...] = ()
     auth_key: str = ""
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ class Timing:
     keepalive_s: float = KEEPALIVE_S
     silence_s: float = SILENCE_LIMIT_S
     gather_s: float = GATHER_S
-    relay_keepalive_s: float = relay.KEEPALIVE_S
+    relay_keepalive_s: float = 0.9 * relay.KEEPALIVE_S
+    """The server asks before the client does: then an idle client sends one packet, its answer, rather than two."""
     relay_silence_s: float = relay.SILENCE_LIMIT_S
     housekeeping_s: float = 30.0
     """The longest time between two runs, so that a clock set forward is noticed."""

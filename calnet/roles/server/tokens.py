@@ -15,9 +15,9 @@ from calnet.crypto.hash import blake2s, equal
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
 from calnet.model import UserId
-from calnet.roles.server.actors import SCOPES, Actor, Principal, Role
+from calnet.roles.server.actors import SCOPES, Access, Actor, Principal, Role
 from calnet.roles.server.names import printable
-from calnet.roles.server.powers import check_may_speak_for, check_scopes_covered
+from calnet.roles.server.powers import check_may_speak_for, check_scopes_covered, is_shut_out
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import Change, Delete, Key, Put, SessionRecord, TokenRecord, UserRecord, key_of
 
@@ -87,7 +87,7 @@ def token_of(state: Snapshot, token_id: str) -> TokenRecord:
 def is_usable(state: Snapshot, record: TokenRecord, now: float) -> bool:
     """Whether the token opens anything at `now`."""
     user = state.users.get(record.user)
-    return record.revoked_at is None and record.expires > now and user is not None and not user.suspended
+    return record.revoked_at is None and record.expires > now and user is not None and not user.suspended and user.access == Access.GRANTED
 
 
 def principal_of_token(state: Snapshot, text: str, source: str, now: float) -> Principal:
@@ -120,26 +120,15 @@ def session_id(secret: str) -> str:
     return blake2s(b"calnet session", secret.encode(errors="replace")).hex()
 
 
-def plan_create_session(
-    state: Snapshot, user: UserId, expires_s: float, refresh: bytes, now: float, random: RandomBytes
-) -> tuple[Sequence[Change], tuple[str, SessionRecord]]:
+def plan_create_session(state: Snapshot, user: UserId, expires_s: float, now: float, random: RandomBytes) -> tuple[Sequence[Change], tuple[str, SessionRecord]]:
     """(changes, (the cookie's secret, the session)). ForbiddenError for a user that is gone or shut out."""
     record = state.users.get(user)
-    if record is None or record.suspended:
-        raise ForbiddenError("that user is suspended or gone: ask an admin")
+    if record is None or is_shut_out(record):
+        raise ForbiddenError("that user is suspended, gone, or has to sign in again: ask an admin")
     secret = base64.urlsafe_b64encode(random(32)).decode().rstrip("=")
-    session = SessionRecord(session_id(secret), user, now, now + expires_s, now, refresh)
+    session = SessionRecord(session_id(secret), user, now, now + expires_s)
     own = sorted((other for other in state.sessions.values() if other.user == user), key=lambda other: other.created_at)
     return [Put(session), *(Delete(key_of(other)) for other in own[: max(0, len(own) + 1 - MAX_SESSIONS)])], (secret, session)
-
-
-def plan_update_session(state: Snapshot, session: str, checked_at: float, refresh: bytes) -> tuple[Sequence[Change], SessionRecord]:
-    """The provider confirmed the user, and perhaps gave another refresh token. NotFoundError for a session that ended meanwhile."""
-    record = state.sessions.get(session)
-    if record is None:
-        raise NotFoundError("that session has ended")
-    record = replace(record, checked_at=checked_at, refresh=refresh)
-    return [Put(record)], record
 
 
 def plan_end_session(state: Snapshot, session: str) -> tuple[Sequence[Change], None]:
@@ -161,7 +150,7 @@ def user_of_session(state: Snapshot, secret: str, now: float) -> tuple[SessionRe
     if record is None or record.expires <= now:
         return None
     user = state.users.get(record.user)
-    return None if user is None or user.suspended else (record, user)
+    return None if user is None or is_shut_out(user) else (record, user)
 
 
 def stale_things(state: Snapshot, now: float) -> list[Change]:

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 
 from calnet.errors import ConflictError, ForbiddenError, InvalidError
 from calnet.model import UserId
-from calnet.roles.server.actors import Actor, Role
+from calnet.roles.server.actors import Access, Actor, Role
 from calnet.roles.server.founding import NEXT_USER, next_id
 from calnet.roles.server.names import check_name, free_name, name_from_hostname, printable
 from calnet.roles.server.powers import check_may_set_role
-from calnet.roles.server.registration import expired
 from calnet.roles.server.snapshot import Snapshot
-from calnet.store.interface import AuthKeyRecord, Change, Delete, Put, SessionRecord, TokenRecord, UserRecord, key_of
+from calnet.store.interface import AuthKeyRecord, Change, Delete, Put, SessionRecord, TokenRecord, UserRecord, Watch, key_of
 
 OWNER = Role.OWNER.value
 USER = Role.USER.value
@@ -94,9 +93,13 @@ def plan_delete_user(state: Snapshot, user: str, actor: Actor | None = None) -> 
     return [Delete(key_of(record)), *(Delete(key_of(thing)) for thing in belongings if thing.user == record.id)], None
 
 
-def plan_sign_in(state: Snapshot, identity: Identity, now: float) -> tuple[Sequence[Change], UserRecord]:
-    """The user of this identity, made at its first sign-in: claims are taken over, and the role unless it was set by hand. ForbiddenError for one shut out.
+def plan_sign_in(
+    state: Snapshot, identity: Identity, now: float, *, refresh: bytes = b"", until: float | None = None, anew: bool = True
+) -> tuple[Sequence[Change], UserRecord]:
+    """The user of this identity, made at its first sign-in: claims are taken over, and the role unless it was set by hand, and the user has access again.
+    ForbiddenError for one shut out by hand, and without `anew` (a token signs in, and no person) for one that lost access.
 
+    `refresh` is what the provider can be asked with from now on, sealed; where there is nothing, its word holds until `until`.
     A user made by hand is nobody's identity: that it has the name or address that somebody claims gives nothing (an admin may delete it first).
     """
     known = state.by_identity.get((identity.issuer, identity.subject))
@@ -104,35 +107,46 @@ def plan_sign_in(state: Snapshot, identity: Identity, now: float) -> tuple[Seque
         number, counter = next_id(state, NEXT_USER)
         name = free_name(_name_of(identity), state.user_by_name)
         record = UserRecord(UserId(number), name, identity.role.value, now, issuer=identity.issuer, subject=identity.subject, role_by_hand=False)
-        return [Put(_with_claims(record, identity, now)), counter], _with_claims(record, identity, now)
+        record = replace(with_claims(record, identity), last_login_at=now, watch=_watched(None, refresh, until, now))
+        return [Put(record), counter], record
     record = state.users[known]
     if record.suspended:
         raise ForbiddenError(f"the user {record.name} is suspended: ask an admin")
-    after = _with_claims(record, identity, now)
-    if record.role == OWNER and after.role != OWNER and _is_last_owner(state, record):
-        after = replace(after, role=OWNER)  # somebody has to be
+    if not anew and record.access == Access.LOST:
+        raise ForbiddenError(f"the user {record.name} lost access: sign in again")
+    after = claimed(state, record, identity)
+    after = replace(after, last_login_at=now, access=Access.GRANTED.value, watch=_watched(record.watch, refresh, until, now))
     return [Put(after)], after
 
 
-def plan_lose_access(state: Snapshot, user: UserId, now: float) -> tuple[Sequence[Change], None]:
-    """The provider no longer vouches for the user: its sessions end, its tokens are revoked, its nodes have to log in again. It may sign in anew, if it can."""
-    sessions: list[Change] = [Delete(key_of(session)) for session in state.sessions.values() if session.user == user]
-    tokens = [Put(replace(token, revoked_at=now)) for token in state.tokens.values() if token.user == user and token.revoked_at is None]
-    nodes = [
-        Put(expired(node, now)) for node in state.nodes.values() if node.user == user and node.name and (node.key_expires is None or node.key_expires > now)
-    ]
-    return [*sessions, *tokens, *nodes], None
+def claimed(state: Snapshot, record: UserRecord, identity: Identity) -> UserRecord:
+    """The known user as its claims say it now; the last owner stays one, as somebody has to be."""
+    after = with_claims(record, identity)
+    demoted = record.role == OWNER and after.role != OWNER
+    return replace(after, role=OWNER) if demoted and _is_last_owner(state, record) else after
 
 
-def _with_claims(record: UserRecord, identity: Identity, now: float) -> UserRecord:
+def with_claims(record: UserRecord, identity: Identity) -> UserRecord:
+    """The record with what the claims say; the role unless it was set by hand."""
     return replace(
         record,
         email=printable(identity.email),
         display_name=printable(identity.display_name),
         groups=tuple(sorted({printable(group) for group in identity.groups})),
         role=record.role if record.role_by_hand else identity.role.value,
-        last_login_at=now,
     )
+
+
+def _watched(before: Watch | None, refresh: bytes, until: float | None, now: float) -> Watch | None:
+    """How the provider is asked after a sign-in: with the newest refresh token; without one, with an earlier one as long as that lasts."""
+    if refresh:
+        return Watch(now, now, refresh)
+    if before is None:
+        return None if until is None else Watch(now, now, until=until)
+    if before.refresh:
+        return replace(before, checked_at=now)
+    later = max((at for at in (before.until, until) if at is not None), default=None)
+    return replace(before, checked_at=now, until=later)
 
 
 def _name_of(identity: Identity) -> str:

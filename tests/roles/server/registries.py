@@ -10,11 +10,13 @@ from random import Random
 from typing import TypeVar
 
 from calnet.crypto.keys import PrivateKey
-from calnet.model import ControlKey, DiscoveryKey, NodeId, NodeKey
+from calnet.model import ControlKey, DiscoveryKey, Netmap, NodeId, NodeKey, Relay
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.standing import Changed, RegisterRequest, Standing
 from calnet.store.interface import Store
 from calnet.store.opening import open_store
+from calnet.wire import control
+from calnet.wire import netmap as wire
 
 Result = TypeVar("Result")
 START = 1_800_000_000.0
@@ -91,4 +93,17 @@ class Office:
         return Changed(netmaps, standings, any(changed.urgent for changed in told))
 
     def peers(self, node: NodeId) -> list[int]:
-        return [peer.id for peer in self.registry.netmap(node).peers]
+        return [peer.id for peer in self.netmap(node).peers]
+
+    def netmap(self, node: NodeId, relays: tuple[Relay, ...] = (), stun: tuple[str, ...] = ()) -> Netmap:
+        """As `netmap_of`."""
+        return netmap_of(self.registry, node, relays, stun)
+
+
+def netmap_of(registry: Registry, node: NodeId, relays: tuple[Relay, ...] = (), stun: tuple[str, ...] = ()) -> Netmap:
+    """What a node is told that holds nothing, as it arrives there; NotFoundError for one that is not active."""
+    _, message = registry.news(node, None, relays, stun)
+    assert message is not None
+    full = control.decode_from_server(control.encode(message))
+    assert isinstance(full, control.NetmapFull)
+    return wire.model_netmap(full)

@@ -18,6 +18,7 @@ from calnet.roles.server.actors import LOCAL, Actor, Terms
 from calnet.roles.server.times import exact_time_text, parse_time, time_text
 from calnet.roles.server.tokens import TokenWish
 from calnet.roles.server.users import Identity, UserWish
+from calnet.store.archive import read_archive
 from calnet.store.interface import AuditRecord
 from tests.roles.server.registries import Office, done
 
@@ -68,12 +69,13 @@ def test_machine_is_the_actor_of_what_it_does_itself(office: Office) -> None:
 
 def test_presence_and_what_changes_nothing_are_not_audited(office: Office) -> None:
     node = office.join()
-    _, session = done(office.registry.create_session(UserId(1), expires_s=99.0, refresh=b""))
+    user = done(office.registry.sign_in(Identity("https://id.example", "00u1"), refresh=b"one")).id
     before = _last(office)["seq"]
     office.registry.connected(node)
     office.registry.disconnected(node)
     office.registry.set_health(node, ({"code": "x", "severity": "y", "text": "z"},))
-    done(office.registry.update_session(session.id, checked_at=office.now, refresh=b"new"))
+    assert done(office.registry.ask_about(user, 0.0)) is not None
+    done(office.registry.confirm(user, None, b"two"))
     done(office.registry.rename_user("admin", "admin"))
     done(office.registry.enable_node(str(node)))
     done(office.registry.housekeeping())
@@ -152,6 +154,48 @@ def test_times_are_read_as_they_are_written() -> None:
     assert parse_time("2027-01-15") == 1.8e9 - 8 * 3600
 
 
+def test_restore_is_a_change_that_can_be_looked_behind(office: Office) -> None:
+    done(office.registry.create_user("anna"))
+    office.now += 1
+    backup = office.registry.backup()
+    done(office.registry.rename_user("anna", "berta"))
+    done(office.registry.create_user("late"))
+    between = office.now
+    office.now += 1
+    done(office.registry.restore(read_archive(backup), "server.restore", LOCAL))
+    assert _names(office, between) == ["admin", "berta", "late"]
+    assert _names(office, office.now) == _names(office, between - 1) == ["admin", "anna"]
+    assert [(change["id"], (change["after"] or {}).get("name")) for change in _last(office)["changes"]] == [("3", None), ("2", "anna")]
+
+
+def test_restore_of_another_server_tells_that_servers_past(office: Office, tmp_path: Path) -> None:
+    other = Office(tmp_path / "other", seed=2)
+    done(other.registry.create_user("there"))
+    other.now += 1
+    done(other.registry.rename_user("there", "gone"))
+    backup = other.registry.backup()
+    other.registry.close()
+    done(office.registry.create_user("here"))
+    office.now += 5
+    done(office.registry.restore(read_archive(backup), "server.restore", LOCAL))
+    assert _names(office, other.now - 1) == ["admin", "there"]
+    assert _names(office, office.now) == ["admin", "gone"]
+
+
+def test_restore_from_before_the_overlay_grew_forgets_no_record_either(office: Office) -> None:
+    backup = office.registry.backup()
+    office.now += 1
+    office.reopen("100.70.0.0/16")
+    office.now += 1
+    assert done(office.registry.restore(read_archive(backup), "server.restore", LOCAL)) is True
+    assert [row["action"] for row in office.registry.audit(newest_first=False)] == ["server.start", "server.start", "server.restore"]
+    assert office.registry.audit_at(office.now - 1)["configuration"]["setting"]["prefix-v4"] == {"text": "100.70.0.0/16"}
+
+
+def _names(office: Office, at: float) -> list[str]:
+    return sorted(user["name"] for user in office.registry.audit_at(at)["configuration"]["user"].values())
+
+
 # --- a random life, remembered
 
 POLICY = '{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:%d"]}], "tagOwners": {"tag:a": []}, "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:a"]}}}'
@@ -189,7 +233,7 @@ class Life:
             lambda: registry.create_token(TokenWish(self._user(), "t", expires_s=random.choice([60.0, 86_400.0]))),
             lambda: registry.revoke_token(self._of(registry.tokens())),
             lambda: registry.revoke_key(self._of(registry.keys())),
-            lambda: registry.create_session(UserId(random.randrange(1, 5)), expires_s=60.0, refresh=b""),
+            lambda: registry.create_session(UserId(random.randrange(1, 5)), expires_s=60.0),
             lambda: registry.update_settings({"node_key_lifetime_s": random.choice([3600, 7200])}),
             registry.housekeeping,
         ]
@@ -207,13 +251,19 @@ class Life:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_life_is_remembered_as_it_was_at_each_moment_also_after_a_restart(tmp_path: Path, seed: int) -> None:
+def test_random_life_is_remembered_as_it_was_at_each_moment_also_after_a_restart_and_restores(tmp_path: Path, seed: int) -> None:
     office = Office(tmp_path / "state", seed=seed)
     life = Life(office, seed)
     remembered: list[tuple[float, str]] = []
+    backup = b""
     for number in range(150):
         office.now += life.random.choice([0.25, 1.0, 100.0, 50_000.0])
         life.step()
+        if number % 40 == 15:
+            backup = office.registry.backup()
+        elif number % 40 == 35:
+            office.now += 1.0
+            done(office.registry.restore(read_archive(backup), "server.restore", LOCAL))
         remembered.append((office.now, json.dumps(office.registry.audit_at(office.now)["configuration"], sort_keys=True)))
         if number % 50 == 49:
             office.reopen()

@@ -38,7 +38,7 @@ async def test_registration_with_a_key_gives_netmaps_to_both(world: World) -> No
         assert (await bob.until(lambda netmap: online(netmap) == {"alice"})).self.name == "bob"
         assert bob.netmap is not None
         assert bob.netmap.relays[0].url == world.server.url.replace("http", "ws") + "/relay"
-        assert bob.netmap.stun == (f"127.0.0.1:{world.server.stun_port}",)
+        assert bob.netmap.stun == tuple(f"127.0.0.1:{port}" for port in world.server.stun_ports)
 
 
 @in_world_of(settings=ServerSettings(url=PublicUrl("https", "calnet.example.org:8443", "/net")))
@@ -47,7 +47,7 @@ async def test_netmap_with_a_public_url_names_it_as_relay_and_stun(world: World)
         await session.join(await world.auth_key())
         assert session.netmap is not None
         assert session.netmap.relays[0].url == "wss://calnet.example.org:8443/net/relay"
-        assert session.netmap.stun == (f"calnet.example.org:{world.server.stun_port}",)
+        assert session.netmap.stun == tuple(f"calnet.example.org:{port}" for port in world.server.stun_ports)
 
 
 @in_world
@@ -96,6 +96,51 @@ async def test_reconnecting_node_with_an_unknown_netmap_gets_the_whole(world: Wo
     async with world.control(machine) as again:
         await again.say(control.Subscribe(12_345))
         assert (await again.expect(control.NetmapFull)).self.name == "alice"
+
+
+@in_world
+async def test_peers_learn_what_a_node_can_do_when_it_registers_and_when_its_program_is_replaced(world: World) -> None:
+    key, machine = await world.auth_key(), Machine("alice")
+
+    def able(netmap: Netmap) -> list[tuple[str, ...]]:
+        return [peer.capabilities for peer in netmap.peers]
+
+    async with world.control(Machine("bob")) as bob:
+        await bob.join(key)
+        async with world.control(machine) as alice:
+            await alice.register(key, capabilities=("chunks",))
+            await bob.until(lambda netmap: able(netmap) == [("chunks",)])
+        for said, capabilities in (("2.0", ("chunks", "aes-256-gcm")), (None, None), ("2.0", ())):
+            async with world.control(machine) as again:
+                await again.say(control.Subscribe(0, said, capabilities))
+                await again.expect(control.NetmapFull)
+                wanted = capabilities or ()  # an older program, which says nothing, takes nothing
+                await bob.until(lambda netmap, wanted=wanted: able(netmap) == [wanted])
+        assert [row["version"] for row in world.registry.nodes() if row["name"] == "alice"] == ["2.0"]
+
+
+@in_world
+async def test_subscribing_says_nothing_new_without_a_write(world: World) -> None:
+    async with world.control(Machine("alice")) as session:
+        await session.register(await world.auth_key(), version="1.0", capabilities=("chunks",))
+        await session.say(control.Subscribe(0, "1.0", ("chunks",)))
+        await session.expect(control.NetmapFull)
+        assert "nodes.update" not in [row["action"] for row in world.registry.audit()]
+
+
+@in_world
+async def test_machine_that_connects_anew_has_no_more_requests_for_it(world: World) -> None:
+    """Else a node that says something else each time would write as often as it can connect."""
+    key, machine = await world.auth_key(), Machine("alice")
+    async with world.control(machine) as session:
+        await session.register(key)
+    for number in range(40):
+        async with world.control(machine) as session:
+            await session.say(control.Subscribe(0, f"{number}.0", ("chunks",) * (number % 2)))
+            async with asyncio.timeout(20):
+                while not isinstance(await session.hear(), control.NetmapFull | control.Refused):
+                    pass
+    assert sum(row["action"] == "nodes.update" for row in world.registry.audit(limit=1000)) <= 32
 
 
 @in_world

@@ -14,7 +14,7 @@ from calnet.policy.builtin import BuiltinPolicy
 from calnet.policy.compiled import CompiledPolicy
 from calnet.policy.document import parse_policy
 from calnet.policy.engine import Engine
-from calnet.roles.server.netmaps import EngineFactory, Netmaps, Presence, effective_routes, entry_of
+from calnet.roles.server.netmaps import EngineFactory, Netmaps, Presence, View, effective_routes, entry_of, rest_digest
 from calnet.roles.server.snapshot import Snapshot
 from calnet.store.interface import Delete, NodeRecord, Put, UserRecord, key_of
 from calnet.wire import control
@@ -22,6 +22,7 @@ from calnet.wire import netmap as wire
 
 PREFIXES: tuple[Prefix, ...] = (ip_network("10.99.0.0/16"),)
 RELAYS, STUN = (Relay("wss://relay.example/relay"),), ("relay.example:3478",)
+OTHER_RELAYS = (Relay("wss://other.example/relay"),)
 ROUTES = ("10.1.0.0/16", "10.2.0.0/16", "2001:db8:5::/48")
 NOW = 1000.0
 TEXTS = (
@@ -51,7 +52,9 @@ class Network:
         self.netmaps = Netmaps(PREFIXES, 100)
         self.make: EngineFactory = BuiltinPolicy
         self.held: dict[NodeId, Netmap] = {}
+        self.views: dict[NodeId, View] = {}
         self.late: set[NodeId] = set()
+        self.relays = RELAYS
         self.next = 1
 
     def add(self) -> set[NodeId]:
@@ -108,7 +111,14 @@ class Network:
     def step(self) -> None:
         """One change, and its news told to those that netmaps names; some miss it and get it with the next."""
         before = {node: {peer.id for peer in built.peers} for node, built in self.whole().items()}
-        if self.random.random() < 0.1:
+        draw = self.random.random()
+        if draw < 0.05:
+            self.relays = self.random.choice((RELAYS, OTHER_RELAYS))
+            touched, lost = set(before), False
+        elif draw < 0.1 and self.held:
+            self.restart()
+            touched, lost = set(self.state.nodes), True
+        elif draw < 0.2:
             self.make = self.random.choice(POLICIES)
             touched, lost = self.netmaps.set_policy(self.make)
         else:
@@ -132,15 +142,30 @@ class Network:
 
     def send(self, node: NodeId) -> None:
         """What goes to the node, over the wire."""
-        new, old = self.netmaps.netmap(node, RELAYS, STUN), self.held.get(node)
-        if old is None:
-            full = control.decode_from_server(control.encode(wire.wire_netmap(new)))
-            assert isinstance(full, control.NetmapFull)
-            self.held[node] = wire.model_netmap(full)
-        elif old.version != new.version:
-            delta = control.decode_from_server(control.encode(wire.difference(old, new)))
-            assert isinstance(delta, control.NetmapDelta)
-            self.held[node] = wire.apply(old, delta)
+        old = self.held.get(node)
+        view, message = self.netmaps.news(node, self.views.get(node) if old is not None else None, self.relays, STUN)
+        self.views[node] = view
+        if message is None:
+            assert old is not None
+            assert old.version == view.version
+            return
+        arrived = control.decode_from_server(control.encode(message))
+        assert isinstance(arrived, control.NetmapFull | control.NetmapDelta)
+        assert old is None or (isinstance(arrived, control.NetmapDelta) and arrived.version > old.version)
+        self.held[node] = wire.model_netmap(arrived) if isinstance(arrived, control.NetmapFull) else wire.apply(old or self.held[node], arrived)
+        assert self.held[node].version == view.version
+
+    def restart(self) -> None:
+        """Another process takes over; the records may have changed while none was there."""
+        kept = self.netmaps.keep()
+        self.views = {node: view if isinstance(view.rest, bytes) else replace(view, rest=rest_digest(view.rest)) for node, view in self.views.items()}
+        for _ in range(self.random.randrange(3)):
+            if len(self.state.nodes) > 3:
+                self.random.choice((self.record, self.come_and_go, self.remove))()
+        self.netmaps = Netmaps(PREFIXES, 50)
+        self.netmaps.refresh(self.state.nodes, self.state, self.presence, NOW)
+        self.netmaps.set_policy(self.make)
+        self.netmaps.resume(kept)
 
     def whole(self) -> dict[NodeId, Netmap]:
         """Every active node's netmap, built from nothing but the records, as plainly as can be."""
@@ -159,7 +184,7 @@ class Network:
                 peers=tuple(entries[other].peer for other in sorted(entries) if engine.sees(node, other)),
                 filter=engine.rules(node),
                 reject=engine.reject,
-                relays=RELAYS,
+                relays=self.relays,
                 stun=STUN,
             )
             for node, entry in entries.items()
@@ -197,18 +222,49 @@ def test_netmap_of_nothing_new_keeps_its_version() -> None:
     network = Network(1)
     first = network.add()
     network.netmaps.refresh(first | network.add(), network.state, {}, NOW)
-    before = network.netmaps.netmap(NodeId(1), RELAYS, STUN)
+    before, _ = network.netmaps.news(NodeId(1), None, RELAYS, STUN)
     touched, lost = network.netmaps.refresh(first, network.state, {}, NOW)
     assert (touched, lost) == (set(), False)
-    assert network.netmaps.netmap(NodeId(1), RELAYS, STUN) == before
+    after, message = network.netmaps.news(NodeId(1), before, RELAYS, STUN)
+    assert (after.version, message) == (before.version, None)
 
 
 def test_netmap_of_a_node_that_was_away_has_a_version_above_those_before() -> None:
     network = Network(1)
     network.netmaps.refresh(network.add() | network.add(), network.state, {}, NOW)
-    before = network.netmaps.netmap(NodeId(1), RELAYS, STUN).version
+    before, _ = network.netmaps.news(NodeId(1), None, RELAYS, STUN)
     record = network.state.nodes[NodeId(1)]
     for disabled in (True, False):
         network.state.apply([Put(replace(record, disabled=disabled))])
         network.netmaps.refresh({NodeId(1)}, network.state, {}, NOW)
-    assert network.netmaps.netmap(NodeId(1), RELAYS, STUN).version > before
+    after, _ = network.netmaps.news(NodeId(1), before, RELAYS, STUN)
+    assert after.version >= before.version
+    fresh, _ = network.netmaps.news(NodeId(1), None, RELAYS, STUN)
+    assert fresh.version > before.version
+
+
+def test_process_that_follows_tells_nothing_anew_where_nothing_changed() -> None:
+    network = Network(1)
+    for _ in range(5):
+        network.netmaps.refresh(network.add(), network.state, {}, NOW)
+    views = {node: network.netmaps.news(node, None, RELAYS, STUN)[0] for node in network.state.nodes}
+    kept = network.netmaps.keep()
+    follower = Netmaps(PREFIXES, 50)
+    follower.refresh(network.state.nodes, network.state, {}, NOW)
+    follower.resume(kept)
+    for node, view in views.items():
+        assert isinstance(view.rest, Netmap)
+        assert follower.news(node, replace(view, rest=rest_digest(view.rest)), RELAYS, STUN)[1] is None
+    name = replace(network.state.nodes[NodeId(2)], name="renamed")
+    network.state.apply([Put(name)])
+    follower.refresh({NodeId(2)}, network.state, {}, NOW)
+    _, message = follower.news(NodeId(1), views[NodeId(1)], RELAYS, STUN)
+    assert isinstance(message, control.NetmapDelta)
+    assert [peer.name for peer in wire.apply(replace(network.whole()[NodeId(1)], version=views[NodeId(1)].version), decoded(message)).peers][:1] == ["renamed"]
+
+
+def decoded(message: control.NetmapDelta) -> control.NetmapDelta:
+    """As it arrives."""
+    arrived = control.decode_from_server(control.encode(message))
+    assert isinstance(arrived, control.NetmapDelta)
+    return arrived

@@ -42,7 +42,7 @@ def test_prefix_may_grow_and_stays_grown(office: Office) -> None:
     office.reopen("100.70.0.0/16")
     office.reopen()
     assert office.registry.prefixes[0] == ip_network("100.70.0.0/16")
-    assert office.registry.netmap(NodeId(1)).prefixes[0] == ip_network("100.70.0.0/16")
+    assert office.netmap(NodeId(1)).prefixes[0] == ip_network("100.70.0.0/16")
 
 
 @pytest.mark.parametrize("prefix", ["100.71.0.0/24", "100.70.0.0/25", "10.0.0.0/8", "0.0.0.0/0"])
@@ -163,13 +163,13 @@ def test_renewed_node_key_is_known_beside_the_old_one_for_a_day(office: Office) 
     office.last()
     assert office.register(machine).key_expires == expires
     assert office.last().standings == {node}
-    (peer,) = office.registry.netmap(watcher).peers
+    (peer,) = office.netmap(watcher).peers
     assert (peer.node_key, peer.previous_node_key, peer.discovery_key) == (machine.node_key, old, machine.discovery_key)
     assert office.registry.node_of_key(old) == office.registry.node_of_key(machine.node_key) == node
     assert office.registry.next_deadline() == office.now + registration.PREVIOUS_KEPT_S
     office.now += registration.PREVIOUS_KEPT_S
     done(office.registry.housekeeping())
-    assert office.registry.netmap(watcher).peers[0].previous_node_key is None
+    assert office.netmap(watcher).peers[0].previous_node_key is None
     assert office.registry.node_of_key(old) is None
 
 
@@ -195,7 +195,7 @@ def test_machine_without_a_key_waits_and_holds_no_address_or_name(office: Office
     row = office.registry.node("1")
     assert (row["name"], row["hostname"], row["addresses"], row["pending"], row["code"]) == ("", "db", [], True, standing.code)
     with pytest.raises(NotFoundError, match="not active"):
-        office.registry.netmap(NodeId(1))
+        office.netmap(NodeId(1))
     assert office.registry.node_of_key(machine.node_key) is None
 
 
@@ -255,7 +255,7 @@ def test_expiry_takes_the_node_out_of_all_netmaps_and_login_brings_it_back(offic
     assert office.registry.node_of_key(machine.node_key) is None
     assert not office.registry.sees(node, other)
     with pytest.raises(NotFoundError):
-        office.registry.netmap(node)
+        office.netmap(node)
     office.last()
     done(office.registry.housekeeping())
     told = office.last()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from calnet.errors import ConflictError, InvalidError, NotFoundError, StateError
+from calnet.roles.server.actors import LOCAL
+from calnet.store.archive import read_archive
 from tests.roles.server.registries import Office, done
 
 
@@ -68,8 +70,8 @@ def test_renamed_user_is_renamed_in_netmaps(office: Office) -> None:
     office.last()
     done(office.registry.rename_user("admin", "root"))
     assert office.last().netmaps == {node, other}
-    assert office.registry.netmap(node).self.user == "root"
-    assert office.registry.netmap(node).peers[0].user == "root"
+    assert office.netmap(node).self.user == "root"
+    assert office.netmap(node).peers[0].user == "root"
 
 
 def test_key_rows_say_what_a_key_is(office: Office) -> None:
@@ -141,12 +143,12 @@ def test_tagged_node_has_no_owner_and_no_expiry_but_stays_expired(office: Office
 
 def test_routes_are_in_force_when_advertised_and_approved(office: Office) -> None:
     node, other = office.join(routes=("192.168.1.0/24", "fd12::/48")), office.join()
-    assert office.registry.netmap(other).peers[0].routes == ()
+    assert office.netmap(other).peers[0].routes == ()
     office.last()
     done(office.registry.approve_routes("1", ("192.168.1.0/24", "10.5.0.0/16")))
     assert office.last().netmaps == {node, other}
-    assert [str(route) for route in office.registry.netmap(other).peers[0].routes] == ["192.168.1.0/24"]
-    assert [str(route) for route in office.registry.netmap(node).self.advertised_routes] == ["192.168.1.0/24", "fd12::/48"]
+    assert [str(route) for route in office.netmap(other).peers[0].routes] == ["192.168.1.0/24"]
+    assert [str(route) for route in office.netmap(node).self.advertised_routes] == ["192.168.1.0/24", "fd12::/48"]
     assert [(row["route"], row["advertised"], row["approved"]) for row in office.registry.routes()] == [
         ("10.5.0.0/16", False, True),
         ("192.168.1.0/24", True, True),
@@ -155,7 +157,7 @@ def test_routes_are_in_force_when_advertised_and_approved(office: Office) -> Non
     assert office.registry.routes("1") == office.registry.routes()
     done(office.registry.revoke_routes("1", ("192.168.1.0/24", "172.16.0.0/12")))
     assert office.last().urgent
-    assert office.registry.netmap(other).peers[0].routes == ()
+    assert office.netmap(other).peers[0].routes == ()
 
 
 def test_one_prefix_of_two_routers_is_routed_by_one_and_kept_by_the_other(office: Office) -> None:
@@ -172,7 +174,7 @@ def test_one_prefix_of_two_routers_is_routed_by_one_and_kept_by_the_other(office
     office.registry.disconnected(first)
     assert [(row["node"], row["primary"], row["online"]) for row in office.registry.routes()] == [(first, False, False), (second, True, True)]
     assert watcher in office.last().netmaps
-    peers = {peer.id: peer for peer in office.registry.netmap(watcher).peers}
+    peers = {peer.id: peer for peer in office.netmap(watcher).peers}
     assert [list(map(str, peers[node].routes)) for node in (first, second)] == [[], ["192.168.1.0/24"]]
     assert [list(map(str, peers[node].backup_routes)) for node in (first, second)] == [["192.168.1.0/24"], []]
 
@@ -195,7 +197,7 @@ def test_router_is_reachable_by_all_for_its_routes_alone(office: Office) -> None
     assert office.peers(stranger) == []
     done(office.registry.approve_routes(str(router), ("192.168.1.0/24",)))
     assert office.peers(stranger) == [router]
-    assert [str(rule.destinations[0]) for rule in office.registry.netmap(router).filter] == ["192.168.1.0/24"]
+    assert [str(rule.destinations[0]) for rule in office.netmap(router).filter] == ["192.168.1.0/24"]
 
 
 def test_no_listing_holds_a_secret(office: Office) -> None:
@@ -228,3 +230,29 @@ def test_default_owner_is_the_first_user_whatever_its_name(office: Office) -> No
     assert office.registry.node(str(office.join("one")))["user"] == "root"
     waiting = office.register(office.machine("two"))
     assert done(office.registry.approve_node(waiting.code))["user"] == "root"
+
+
+def test_restore_gives_no_id_twice_and_forgets_no_audit(office: Office) -> None:
+    office.join("old")
+    archive = read_archive(office.registry.backup())
+    later = office.join("later")
+    user = done(office.registry.create_user("later"))["id"]
+    actions = [record.action for record in office.registry.audit_records(after=0, limit=100)]
+    assert done(office.registry.restore(archive, "server.restore", LOCAL)) is False
+    assert [row["id"] for row in office.registry.nodes()] == [1]
+    assert office.join("new") > later
+    assert done(office.registry.create_user("new"))["id"] > user
+    after = office.registry.audit_records(after=0, limit=100)
+    assert [record.action for record in after][: len(actions) + 1] == [*actions, "server.restore"]
+    assert [record.seq for record in after] == list(range(1, len(after) + 1))
+
+
+def test_restore_of_another_server_takes_its_ids_and_log(office: Office, tmp_path: Path) -> None:
+    other = Office(tmp_path / "other", seed=2)
+    done(other.registry.create_user("there"))
+    archive = read_archive(other.registry.backup())
+    other.registry.close()
+    office.join("here")
+    assert done(office.registry.restore(archive, "server.restore", LOCAL)) is True
+    assert [record.action for record in office.registry.audit_records(after=0, limit=100)] == ["server.start", "users.create", "server.restore"]
+    assert office.registry.nodes() == []

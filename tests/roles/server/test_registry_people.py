@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from calnet.errors import ConflictError, ForbiddenError, InvalidError, StaleError
+from calnet.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, StaleError
 from calnet.model import UserId
 from calnet.roles.server.actors import LOCAL, Actor, Role, Terms
 from calnet.roles.server.powers import may_set_role
@@ -96,7 +96,7 @@ def test_suspended_user_has_no_active_node_token_or_session_until_resumed(office
     machine = office.machine()
     node, friend = office.join_as(machine, user="bob"), office.join(user="bob")
     tagged = office.join(tags=("tag:a",))
-    secret, _ = done(office.registry.create_session(bob, expires_s=3600.0, refresh=b""))
+    secret, _ = done(office.registry.create_session(bob, expires_s=3600.0))
     office.last()
     done(office.registry.update_user("bob", UserWish(suspended=True)))
     told = office.last()
@@ -141,6 +141,7 @@ def test_node_of_a_suspended_owner_gets_another_owner_by_approval_only(office: O
 # --- signing in
 
 ALICE = Identity("https://id.example", "00u1", "alice@example.com", "Alice A", "alice", ("eng", "all"), Role.ADMIN)
+BOB = Identity("https://id.example", "00u2", "bob@example.com", "Bob B", "bob")
 
 
 def test_first_sign_in_makes_a_user_and_the_next_finds_it(office: Office) -> None:
@@ -228,6 +229,58 @@ def test_machine_waits_for_an_admin_too_where_the_settings_say_so_but_not_at_eac
     again = office.register(machine)
     assert again.state is NodeState.PENDING
     assert done(office.registry.admit_node(again.code, alice))["state"] == "active"
+
+
+def test_first_sign_in_for_a_machine_that_waits_for_an_admin_is_final(office: Office) -> None:
+    done(office.registry.update_settings({"require_approval": True}))
+    alice, bob = done(office.registry.sign_in(ALICE)).id, done(office.registry.sign_in(BOB)).id
+    waiting = office.register(office.machine("laptop"))
+    assert office.registry.is_signed_in_for(waiting.code) is False
+    for _ in range(2):
+        assert done(office.registry.admit_node(waiting.code, alice))["state"] == "pending"
+        assert office.registry.is_signed_in_for(waiting.code)
+        with pytest.raises(ConflictError, match="somebody else has signed in"):
+            done(office.registry.admit_node(waiting.code, bob))
+        with pytest.raises(ConflictError, match="somebody else has signed in"):
+            office.registry.waiting_node(waiting.code, bob)
+    done(office.registry.update_settings({"require_approval": False}))
+    with pytest.raises(ConflictError):
+        done(office.registry.admit_node(waiting.code, bob))
+    assert done(office.registry.approve_node(waiting.code))["user"] == "alice"
+
+
+def test_another_users_sign_in_for_a_known_machine_waits_for_an_admin_however_often(office: Office) -> None:
+    alice, bob = done(office.registry.sign_in(ALICE)).id, done(office.registry.sign_in(BOB)).id
+    machine = office.machine("laptop")
+    done(office.registry.admit_node(office.register(machine).code, alice))
+    done(office.registry.update_settings({"require_approval": True}))
+    done(office.registry.expire_node("laptop"))
+    again = office.register(machine)
+    for _ in range(3):
+        row = done(office.registry.admit_node(again.code, bob))
+        assert (row["state"], row["user"]) == ("pending", "bob")
+    with pytest.raises(ConflictError):
+        done(office.registry.admit_node(again.code, alice))
+    assert done(office.registry.approve_node(again.code))["user"] == "bob"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_logout_of_a_machine_that_somebody_signed_in_for_makes_it_anybodys_again(office: Office, known: bool) -> None:
+    alice, bob = done(office.registry.sign_in(ALICE)).id, done(office.registry.sign_in(BOB)).id
+    machine = office.machine("laptop")
+    if known:
+        done(office.registry.admit_node(office.register(machine).code, alice))
+        done(office.registry.expire_node("laptop"))
+    done(office.registry.update_settings({"require_approval": True}))
+    waiting = office.register(machine)
+    done(office.registry.admit_node(waiting.code, bob))
+    assert waiting.node is not None
+    done(office.registry.logout(waiting.node))
+    anew = office.register(machine)
+    assert anew.code != waiting.code
+    assert done(office.registry.admit_node(anew.code, alice))["user"] == "alice"
+    with pytest.raises(NotFoundError):
+        done(office.registry.admit_node(waiting.code, bob))
 
 
 def test_machine_of_a_shut_out_user_or_a_disabled_one_is_not_admitted(office: Office) -> None:

@@ -57,7 +57,7 @@ def test_policy_that_is_set_holds_at_once_and_after_a_restart_until_it_is_reset(
     for _ in range(2):
         assert (office.peers(web), office.peers(bob), office.peers(other)) == ([bob], [web], [])
         assert not office.registry.sees(web, other)
-        assert [(rule.ports[0].first, rule.protocols) for rule in office.registry.netmap(web).filter if rule.ports] == [(443, (6, 17))]
+        assert [(rule.ports[0].first, rule.protocols) for rule in office.netmap(web).filter if rule.ports] == [(443, (6, 17))]
         office.reopen()
     office.last()
     done(office.registry.reset_policy())

@@ -20,7 +20,7 @@ from calnet.roles.server.users import UserWish
 from calnet.store.interface import AuditRecord, Store
 from calnet.store.opening import open_store
 from tests.postgres import cluster
-from tests.roles.server.registries import START, Machine, done
+from tests.roles.server.registries import START, Machine, done, netmap_of
 from tests.roles.server.shared_store import SharedStore
 
 
@@ -88,7 +88,7 @@ def test_change_on_one_server_is_published_on_the_other_with_all_that_follows(se
     servers.settle()
     assert servers.view(0) == servers.view(1)
     node, other = (node for node in nodes if node is not None)
-    assert [peer.id for peer in second.netmap(node).peers] == [other]
+    assert [peer.id for peer in netmap_of(second, node).peers] == [other]
     servers.told[1].clear()
     done(first.disable_node(str(node)))
     servers.settle()
@@ -97,7 +97,7 @@ def test_change_on_one_server_is_published_on_the_other_with_all_that_follows(se
     done(first.set_policy("{}"))
     servers.settle()
     assert second.policy() == first.policy()
-    assert second.netmap(other).peers == ()
+    assert netmap_of(second, other).peers == ()
     assert [record.action for record in heard] == ["keys.create", "nodes.register", "nodes.register", "nodes.disable", "policy.set"]
 
 

@@ -14,6 +14,7 @@ from calnet.errors import NotFoundError, RefusedError, StateError
 from calnet.model import Endpoint, NodeId, Relay
 from calnet.roles.server.netmaps import Netmaps
 from calnet.store.interface import AuditRecord, Change, Commit, Store
+from calnet.wire.control import NetmapDelta
 from tests.roles.server.registries import START, Machine, Office, done
 
 
@@ -51,19 +52,19 @@ def test_new_node_is_told_to_those_who_see_it_alone(office: Office) -> None:
 
 def test_presence_is_seen_by_peers(office: Office) -> None:
     node, other = office.join(), office.join()
-    assert (office.registry.netmap(other).peers[0].online, office.registry.netmap(other).peers[0].last_seen_at) == (False, None)
+    assert (office.netmap(other).peers[0].online, office.netmap(other).peers[0].last_seen_at) == (False, None)
     office.last()
     office.registry.connected(node)
     assert office.last().netmaps == {node, other}
     office.registry.publish(node, (Endpoint("192.0.2.1", 41641),))
-    peer = office.registry.netmap(other).peers[0]
+    peer = office.netmap(other).peers[0]
     assert (peer.online, peer.endpoints) == (True, (Endpoint("192.0.2.1", 41641),))
     office.now += 60
     office.registry.disconnected(node)
-    peer = office.registry.netmap(other).peers[0]
+    peer = office.netmap(other).peers[0]
     assert (peer.online, peer.last_seen_at) == (False, START + 60)
     office.reopen()
-    assert office.registry.netmap(other).peers[0].last_seen_at == START + 60
+    assert office.netmap(other).peers[0].last_seen_at == START + 60
     assert office.registry.node(str(node))["last_seen"] == "2027-01-15T08:01:00Z"
 
 
@@ -77,41 +78,43 @@ def test_presence_of_an_unknown_node_is_nothing(office: Office) -> None:
 
 def test_netmap_version_grows_with_content_only_and_across_restarts(office: Office) -> None:
     node, other = office.join(), office.join()
-    first = office.registry.netmap(node)
-    assert office.registry.netmap(node) is not None
-    assert office.registry.netmap(node) == first
+    first, _ = office.registry.news(node, None)
+    same, nothing = office.registry.news(node, first)
+    assert (same.version, nothing) == (first.version, None)
     done(office.registry.update(other, os="plan9"))
-    second = office.registry.netmap(node)
+    second, _ = office.registry.news(node, same)
     assert second.version > first.version
-    third = office.registry.netmap(node, (Relay("ws://relay"),), ("stun:3478",))
-    assert (third.version > second.version, third.relays, third.stun) == (True, (Relay("ws://relay"),), ("stun:3478",))
+    third, delta = office.registry.news(node, second, (Relay("ws://relay"),), ("stun:3478",))
+    assert isinstance(delta, NetmapDelta)
+    assert (delta.since, delta.version, delta.put, delta.relays, delta.stun) == (second.version, third.version, (), ("ws://relay",), ("stun:3478",))
+    assert third.version > second.version
     office.now += 1
     office.reopen()
-    assert office.registry.netmap(node).version > third.version
+    assert office.netmap(node).version > third.version
 
 
 def test_netmap_version_of_a_node_that_was_away_differs_from_the_one_it_had(office: Office) -> None:
     node, other = office.join(), office.join()
-    had = office.registry.netmap(node)
+    had = office.netmap(node)
     done(office.registry.disable_node(str(node)))
     done(office.registry.delete_node(str(other)))
     done(office.registry.enable_node(str(node)))
-    now = office.registry.netmap(node)
+    now = office.netmap(node)
     assert now.peers == ()
     assert now.version > had.version
 
 
 def test_netmap_of_a_deleted_node_is_not_found(office: Office) -> None:
     node = office.join()
-    office.registry.netmap(node)
+    office.netmap(node)
     done(office.registry.delete_node(str(node)))
     with pytest.raises(NotFoundError):
-        office.registry.netmap(node)
+        office.netmap(node)
 
 
 def test_filter_accepts_peers_of_one_user(office: Office) -> None:
     node, _ = office.join(), office.join()
-    (rule,) = office.registry.netmap(node).filter
+    (rule,) = office.netmap(node).filter
     assert str(rule.destinations[0]) == "100.70.0.1/32"
 
 
@@ -158,14 +161,14 @@ def brittle_office(directory: Path) -> tuple[Office, Brittle]:
 def test_full_disk_refuses_the_change_and_nothing_of_it_is_seen(tmp_path: Path) -> None:
     office, store = brittle_office(tmp_path / "state")
     node = office.join()
-    key, before = office.auth_key(), office.registry.netmap(node)
+    key, before = office.auth_key(), office.netmap(node)
     store.full = True
     machine = office.machine()
     office.last()
     with pytest.raises(StateError, match="no space left"):
         office.register(machine, key)
     assert office.last().netmaps == frozenset()
-    assert office.registry.netmap(node) == before
+    assert replace(office.netmap(node), version=before.version) == before
     assert office.registry.standing(machine.control_key).node is None
     store.full = False
     office.register(machine, key)
@@ -277,7 +280,7 @@ def picture(office: Office, *, memory: bool) -> dict[int, object]:
     shown: dict[int, object] = {}
     for row in office.registry.nodes():
         if row["state"] == "active":
-            netmap = replace(office.registry.netmap(NodeId(row["id"])), version=0)
+            netmap = replace(office.netmap(NodeId(row["id"])), version=0)
             peers = netmap.peers if memory else tuple(replace(peer, online=False, last_seen_at=None) for peer in netmap.peers)
             shown[row["id"]] = replace(netmap, peers=peers)
     return shown

@@ -197,7 +197,7 @@ def test_every_noun_has_scopes_for_reading_and_writing() -> None:
 
 
 def test_session_is_found_by_its_secret_until_it_ends(office: Office) -> None:
-    secret, session = done(office.registry.create_session(UserId(1), expires_s=3600.0, refresh=b"sealed"))
+    secret, session = done(office.registry.create_session(UserId(1), expires_s=3600.0))
     found = office.registry.session_of(secret)
     assert found is not None
     assert (found[0], found[1].name) == (session, "admin")
@@ -213,7 +213,7 @@ def test_session_is_found_by_its_secret_until_it_ends(office: Office) -> None:
 
 
 def test_session_expires_and_is_forgotten_by_housekeeping(office: Office) -> None:
-    secret, _ = done(office.registry.create_session(UserId(1), expires_s=60.0, refresh=b""))
+    secret, _ = done(office.registry.create_session(UserId(1), expires_s=60.0))
     office.now += 60.0
     assert office.registry.session_of(secret) is None
     assert len(office.registry.sessions()) == 1
@@ -221,27 +221,15 @@ def test_session_expires_and_is_forgotten_by_housekeeping(office: Office) -> Non
     assert office.registry.sessions() == []
 
 
-def test_confirmed_session_keeps_the_new_refresh_token(office: Office) -> None:
-    secret, session = done(office.registry.create_session(UserId(1), expires_s=3600.0, refresh=b"one"))
-    office.now += 5.0
-    done(office.registry.update_session(session.id, checked_at=office.now, refresh=b"two"))
-    found = office.registry.session_of(secret)
-    assert found is not None
-    assert (found[0].refresh, found[0].checked_at) == (b"two", office.now)
-    done(office.registry.end_session(session.id))
-    with pytest.raises(NotFoundError):
-        done(office.registry.update_session(session.id, checked_at=office.now, refresh=b""))
-
-
 def test_oldest_session_of_a_user_gives_way(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MAX_SESSIONS", 2)
     other = _user(office, "bob").by.user
     assert other is not None
-    kept, _ = done(office.registry.create_session(other, expires_s=3600.0, refresh=b""))
+    kept, _ = done(office.registry.create_session(other, expires_s=3600.0))
     secrets = []
     for _ in range(3):
         office.now += 1.0
-        secrets.append(done(office.registry.create_session(UserId(1), expires_s=3600.0, refresh=b""))[0])
+        secrets.append(done(office.registry.create_session(UserId(1), expires_s=3600.0))[0])
     assert [office.registry.session_of(secret) is not None for secret in (kept, *secrets)] == [True, False, True, True]
 
 
@@ -251,7 +239,7 @@ def test_no_session_for_a_user_that_is_shut_out_or_gone(office: Office) -> None:
     done(office.registry.update_user("bob", UserWish(suspended=True)))
     for user in (bob, UserId(99)):
         with pytest.raises(ForbiddenError):
-            done(office.registry.create_session(user, expires_s=60.0, refresh=b""))
+            done(office.registry.create_session(user, expires_s=60.0))
 
 
 def test_dead_tokens_are_listed_for_a_month_and_then_forgotten(office: Office) -> None:
@@ -269,7 +257,7 @@ def test_dead_tokens_are_listed_for_a_month_and_then_forgotten(office: Office) -
 
 def test_no_row_or_record_shows_a_secret_or_its_hash(office: Office) -> None:
     text, _ = _token(office)
-    secret, session = done(office.registry.create_session(UserId(1), expires_s=60.0, refresh=b"sealed-refresh"))
+    secret, session = done(office.registry.create_session(UserId(1), expires_s=60.0))
     shown = json.dumps([office.registry.tokens(), office.registry.sessions(), office.registry.audit(), office.registry.audit_at(office.now)]) + repr(session)
-    for hidden in (text, text[len(tokens.PREFIX) + 13 :], secret, "sealed-refresh", "hash"):
+    for hidden in (text, text[len(tokens.PREFIX) + 13 :], secret, "hash"):
         assert hidden not in shown

@@ -68,12 +68,19 @@ class World:
 
 @contextlib.asynccontextmanager
 async def running(
-    directory: Path, *, timing: Timing | None = None, settings: ServerSettings | None = None, clock: Callable[[], float] = time.time
+    directory: Path,
+    *,
+    timing: Timing | None = None,
+    settings: ServerSettings | None = None,
+    clock: Callable[[], float] = time.time,
+    same_ports: bool = False,
 ) -> AsyncIterator[World]:
-    """A server on `directory` while the context lasts."""
+    """A server on `directory` while the context lasts; on the ports of `settings` or of the kernel's choice."""
     registry = Registry(open_store("kv", directory / "state"), clock=clock, random=os.urandom)
     try:
-        chosen = replace(settings or ServerSettings(), state_dir=directory / "state", listen=LOOPBACK, stun_listen=LOOPBACK)
+        chosen = replace(settings or ServerSettings(), state_dir=directory / "state")
+        if not same_ports:
+            chosen = replace(chosen, listen=LOOPBACK, stun_listen=LOOPBACK)
         server = await CalnetServer.start(chosen, registry, clock=clock, random=os.urandom, timing=timing)
         try:
             yield World(server, registry)

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from calnet.crypto.keys import RandomBytes
+from calnet.metrics import Metric, rendered
 from calnet.roles.server.actors import Role
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.rest.authentication import Authentication, Authenticator
@@ -18,7 +19,6 @@ from calnet.roles.server.rest.docs_page import CONTENT_SECURITY_POLICY, page
 from calnet.roles.server.rest.events import Events
 from calnet.roles.server.rest.handlers import Handlers, Relays, operations
 from calnet.roles.server.rest.local import LocalOperations
-from calnet.roles.server.rest.metrics import Metric, rendered
 from calnet.roles.server.rest.openapi import document
 from calnet.roles.server.rest.serving import PREFIX, SECURITY_HEADERS, Rest
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from calnet.errors import ForbiddenError, InvalidError, NotFoundError
-from calnet.roles.server.actors import Role
+from calnet.errors import ForbiddenError, NotFoundError
+from calnet.roles.server.actors import Replay, Role
 from calnet.roles.server.durable import durable
 from calnet.roles.server.registry import Registry
 from calnet.roles.server.rest import models
+from calnet.roles.server.rest.models import sortable
 from calnet.roles.server.rest.operations import Access, Answer, Call, Operation
 from calnet.roles.server.rest.paging import Row, page_of
 from calnet.roles.server.times import parse_time
 from calnet.roles.server.tokens import TokenWish
 from calnet.roles.server.users import UserWish
-from calnet.store.interface import AuditRecord
+from calnet.store.interface import AuditRecord, UserRecord
 
 Relays = Callable[[], list[Row]]
 
@@ -39,7 +41,7 @@ class Handlers:
 
     async def list_users(self, call: Call) -> Answer:
         rows = self._registry.users()
-        return Answer(page_of(rows if call.owner is None else [row for row in rows if row["id"] == call.owner.id], call.query))
+        return Answer(page_of(rows if call.owner is None else [row for row in rows if row["id"] == call.owner.id], call.query, sortable=sortable(models.User)))
 
     async def show_user(self, call: Call) -> Answer:
         return _row(self._user(call))
@@ -64,7 +66,10 @@ class Handlers:
     # --- pre-auth keys
 
     async def list_keys(self, call: Call) -> Answer:
-        return Answer(page_of(_own(self._registry.keys(), call), call.query))
+        rows = self._registry.keys()
+        if call.owner is not None:
+            rows = [row for row in rows if self._is_own_key(row, call.owner)]
+        return Answer(page_of(rows, call.query, sortable=sortable(models.Key)))
 
     async def show_key(self, call: Call) -> Answer:
         return _row(self._key(call))
@@ -82,25 +87,33 @@ class Handlers:
         return Answer()
 
     def _key(self, call: Call) -> Row:
-        return _if_own(self._registry.key(call.path["id"]), call, f"no key {call.path['id']!r}: `calnet.pyz admin keys list` shows them")
+        row = self._registry.key(call.path["id"])
+        if call.owner is not None and not self._is_own_key(row, call.owner):
+            raise NotFoundError(f"no key {call.path['id']!r}: `calnet.pyz admin keys list` shows them")
+        return row
+
+    def _is_own_key(self, row: Row, owner: UserRecord) -> bool:
+        """Also one whose tags the user may give: it has no user, and may be the user's making."""
+        return bool(row["user"] == owner.name or (row["tags"] and self._registry.may_give_tags(owner.id, row["tags"])))
 
     # --- nodes
 
     async def list_nodes(self, call: Call) -> Answer:
-        return Answer(page_of(_own(self._registry.nodes(), call), call.query))
+        return Answer(page_of(_own(self._registry.nodes(), call), call.query, sortable=sortable(models.Node)))
 
     async def show_node(self, call: Call) -> Answer:
         return _row(self._node(call))
 
     async def update_node(self, call: Call) -> Answer:
-        node, body = self._node(call), call.body
-        if body.name is not None and body.tags is not None:
-            raise InvalidError("give a name or tags, one at a time: each is a change of its own in the audit log")
-        if body.tags is not None:
-            node = await durable(self._registry.tag_node(str(node["id"]), tuple(body.tags), terms=call.terms))
-        elif body.name is not None:
-            node = await durable(self._registry.rename_node(str(node["id"]), body.name, terms=call.terms))
-        return _row(node)
+        row, name, tags = self._node(call), call.body.name, None if call.body.tags is None else tuple(call.body.tags)
+        node = str(row["id"])
+        if name is not None and tags is not None:
+            row = await durable(self._registry.change_node(node, name, tags, terms=call.terms))
+        elif tags is not None:
+            row = await durable(self._registry.tag_node(node, tags, terms=call.terms))
+        elif name is not None:
+            row = await durable(self._registry.rename_node(node, name, terms=call.terms))
+        return _row(row)
 
     async def delete_node(self, call: Call) -> Answer:
         await durable(self._registry.delete_node(str(self._node(call)["id"]), terms=call.terms))
@@ -129,10 +142,10 @@ class Handlers:
         if call.owner is not None:
             own = {row["id"] for row in _own(self._registry.nodes(), call)}
             rows = [row for row in rows if row["node"] in own]
-        return Answer(page_of(rows, call.query, identity=("node", "route")))
+        return Answer(page_of(rows, call.query, sortable=sortable(models.Route), identity=("node", "route")))
 
     async def node_routes(self, call: Call) -> Answer:
-        return Answer(page_of(self._registry.routes(str(self._node(call)["id"])), call.query, identity=("node", "route")))
+        return Answer(page_of(self._registry.routes(str(self._node(call)["id"])), call.query, sortable=sortable(models.Route), identity=("node", "route")))
 
     async def approve_routes(self, call: Call) -> Answer:
         return _row(await durable(self._registry.approve_routes(call.path["node"], tuple(call.body.routes), terms=call.terms)))
@@ -169,7 +182,7 @@ class Handlers:
     # --- tokens and sessions
 
     async def list_tokens(self, call: Call) -> Answer:
-        return Answer(page_of(_own(self._registry.tokens(), call), call.query))
+        return Answer(page_of(_own(self._registry.tokens(), call), call.query, sortable=sortable(models.Token)))
 
     async def show_token(self, call: Call) -> Answer:
         return _row(self._token(call))
@@ -193,7 +206,7 @@ class Handlers:
         return _if_own(self._registry.token(call.path["id"]), call, f"no token {call.path['id']!r}: `calnet.pyz admin tokens list` shows them")
 
     async def list_sessions(self, call: Call) -> Answer:
-        return Answer(page_of(_own(self._registry.sessions(), call), call.query))
+        return Answer(page_of(_own(self._registry.sessions(), call), call.query, sortable=sortable(models.Session)))
 
     async def end_session(self, call: Call) -> Answer:
         named = [row for row in _own(self._registry.sessions(), call) if row["id"] == call.path["id"].lower()]
@@ -211,26 +224,28 @@ class Handlers:
         return _row(await durable(self._registry.update_settings(msgspec.to_builtins(call.body), terms=call.terms)))
 
     async def list_relays(self, call: Call) -> Answer:
-        return Answer(page_of(self._relays(), call.query, identity=("url",)))
+        return Answer(page_of(self._relays(), call.query, sortable=sortable(models.RelayRow), identity=("url",)))
 
     async def list_audit(self, call: Call) -> Answer:
-        query = call.query
+        query = msgspec.to_builtins(call.query)
+        actor, action, after, limit = query.get("actor"), query.get("action"), query.get("after"), query["limit"]
 
         def accepts(record: AuditRecord) -> bool:
-            named = query.actor in (None, record.actor_name, f"{record.actor_kind}:{record.actor_id}", record.actor_kind)
-            return named and (query.action is None or record.action == query.action or record.action.startswith(f"{query.action}."))
+            named = actor in (None, record.actor_name, f"{record.actor_kind}:{record.actor_id}", record.actor_kind)
+            return named and (action is None or record.action == action or record.action.startswith(f"{action}."))
 
         rows = await asyncio.to_thread(
-            self._registry.audit, after=query.after or 0, before=query.before, limit=query.limit, newest_first=query.after is None, accepts=accepts
+            self._registry.audit, after=after or 0, before=query.get("before"), limit=limit, newest_first=after is None, accepts=accepts
         )
-        return Answer({"items": rows, "next": rows[-1]["seq"] if len(rows) == query.limit else None})
+        return Answer({"items": rows, "next": rows[-1]["seq"] if len(rows) == limit else None})
 
     async def audit_at(self, call: Call) -> Answer:
         return Answer(await asyncio.to_thread(self._registry.audit_at, parse_time(call.query.time)))
 
 
-def _row(row: Row) -> Answer:
-    return Answer(row, row["etag"])
+def _row(row: Any) -> Answer:
+    """The row (Row) with its etag, or a create's kept answer (Replay), whose etag is sealed in it."""
+    return Answer(row, None if isinstance(row, Replay) else row["etag"])
 
 
 def _own(rows: list[Row], call: Call) -> list[Row]:
@@ -249,7 +264,7 @@ def operations(handlers: Handlers) -> tuple[Operation, ...]:
     any_, own, auditor, admin = Access.ANYBODY, Access.OWN, Access.AUDITOR, Access.ADMIN
     h, m, op = handlers, models, Operation
     return (
-        op("GET", "/whoami", "Who you are, and what you may do", "users", any_, h.whoami, m.Whoami),
+        op("GET", "/whoami", "Who you are, and what you may do", "", any_, h.whoami, m.Whoami),
         op("GET", "/users", "List users", "users", own, h.list_users, m.UserList, query=m.UsersPage),
         op("POST", "/users", "Make a user", "users", admin, h.create_user, m.User, m.CreateUser, status=201, create=True),
         op("GET", "/users/{user}", "Show a user", "users", own, h.show_user, m.User),

@@ -5,11 +5,17 @@ The OpenAPI document is made of the same types. Requests refuse unknown fields, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
+from calnet.roles.server.actors import Role
+from calnet.roles.server.standing import NodeState
+
+NODE_STATES: Final = tuple(state.value for state in NodeState if state is not NodeState.UNREGISTERED)
+"""What a node that is listed may be."""
 Name = Annotated[str, Meta(min_length=1, max_length=63, description="letters, digits and hyphens")]
 Reference = Annotated[str, Meta(min_length=1, max_length=128)]
 Tag = Annotated[str, Meta(max_length=64, description="tag:NAME")]
@@ -18,6 +24,8 @@ Routes = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(min_length=1,
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 Time = Annotated[str, Meta(description="RFC 3339, UTC")]
 Etag = Annotated[str, Meta(description="changes with each change of the thing; give it in If-Match")]
+RoleName = Annotated[str, Meta(pattern=f"^({'|'.join(Role)})$", extra_json_schema={"enum": list(Role)})]
+StateName = Annotated[str, Meta(pattern=f"^({'|'.join(NODE_STATES)})$", extra_json_schema={"enum": list(NODE_STATES)})]
 PolicyText = Annotated[str, Meta(max_length=524_288, description="a policy file (HuJSON)")]
 
 
@@ -30,12 +38,12 @@ class Request(Struct, forbid_unknown_fields=True):
 
 class CreateUser(Request):
     name: Name
-    role: str = "user"
+    role: RoleName = "user"
 
 
 class UpdateUser(Request):
     name: Name | None = None
-    role: str | None = None
+    role: RoleName | None = None
     suspended: bool | None = None
 
 
@@ -87,7 +95,7 @@ class UpdateSettings(Request):
     require_approval: bool | UnsetType = UNSET
 
 
-# --- queries
+# --- queries: what is left out is UNSET, as no word may stand for it (a `null` would)
 
 
 class NoQuery(Struct, forbid_unknown_fields=True):
@@ -103,48 +111,48 @@ class Page(Struct, forbid_unknown_fields=True):
 
 
 class UsersPage(Page):
-    name: str | None = None
-    role: str | None = None
-    suspended: bool | None = None
+    name: str | UnsetType = UNSET
+    role: RoleName | UnsetType = UNSET
+    suspended: bool | UnsetType = UNSET
 
 
 class KeysPage(Page):
-    user: str | None = None
-    valid: bool | None = None
+    user: str | UnsetType = UNSET
+    valid: bool | UnsetType = UNSET
 
 
 class NodesPage(Page):
-    name: str | None = None
-    user: str | None = None
-    tag: str | None = None
-    state: str | None = None
-    online: bool | None = None
+    name: str | UnsetType = UNSET
+    user: str | UnsetType = UNSET
+    tag: str | UnsetType = UNSET
+    state: StateName | UnsetType = UNSET
+    online: bool | UnsetType = UNSET
 
 
 class RoutesPage(Page):
-    name: str | None = None
-    route: str | None = None
-    approved: bool | None = None
-    advertised: bool | None = None
+    name: str | UnsetType = UNSET
+    route: str | UnsetType = UNSET
+    approved: bool | UnsetType = UNSET
+    advertised: bool | UnsetType = UNSET
 
 
 class TokensPage(Page):
-    user: str | None = None
-    valid: bool | None = None
+    user: str | UnsetType = UNSET
+    valid: bool | UnsetType = UNSET
 
 
 class SessionsPage(Page):
-    user: str | None = None
+    user: str | UnsetType = UNSET
 
 
 class AuditPage(Struct, forbid_unknown_fields=True):
     """Newest first: `before` is the `next` of the page before. With `after`, oldest first from there."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    before: Annotated[int, Meta(ge=1, le=2**62)] | None = None
-    after: Annotated[int, Meta(ge=0, le=2**62)] | None = None
-    actor: Annotated[str, Meta(max_length=128)] | None = None
-    action: Annotated[str, Meta(max_length=64)] | None = None
+    before: Annotated[int, Meta(ge=1, le=2**62)] | UnsetType = UNSET
+    after: Annotated[int, Meta(ge=0, le=2**62)] | UnsetType = UNSET
+    actor: Annotated[str, Meta(max_length=128)] | UnsetType = UNSET
+    action: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
 
 
 class At(Struct, forbid_unknown_fields=True):
@@ -183,6 +191,7 @@ class User(Struct):
     subject: str | None
     role_by_hand: bool
     suspended: bool
+    access: str
     created: Time
     last_login: Time | None
     etag: Etag
@@ -402,9 +411,31 @@ class PastConfiguration(Struct):
     configuration: dict[str, dict[str, dict[str, Any]]]
 
 
+@cache
+def sortable(row: type[Struct]) -> tuple[str, ...]:
+    """The row's fields that it can be sorted by: those that are no lists or objects."""
+    found = inspect.type_info(row)
+    assert isinstance(found, inspect.StructType)
+    return tuple(field.name for field in found.fields if _is_plain(field.type))
+
+
+def _is_plain(kind: inspect.Type) -> bool:
+    if isinstance(kind, inspect.UnionType):
+        return all(map(_is_plain, kind.types))
+    if isinstance(kind, inspect.Metadata):
+        return _is_plain(kind.type)
+    return isinstance(kind, inspect.StrType | inspect.IntType | inspect.FloatType | inspect.BoolType | inspect.NoneType)
+
+
 def listing(row: type[Struct]) -> type[Struct]:
     """The type of a page of rows."""
     return msgspec.defstruct(f"{row.__name__}List", [("items", list[row]), ("next", str | None)])  # type: ignore[valid-type]
+
+
+def row_of(page: type[Struct]) -> type[Struct]:
+    """The rows of a listing's type."""
+    (items,) = [field.type for field in inspect.type_info(page).fields if field.name == "items"]  # type: ignore[attr-defined]
+    return items.item_type.cls  # type: ignore[no-any-return]
 
 
 UserList, KeyList, NodeList, RouteList = listing(User), listing(Key), listing(Node), listing(Route)

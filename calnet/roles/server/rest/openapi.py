@@ -70,10 +70,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "operationId": re.sub(r"[^a-z]+", "_", f"{operation.method} {operation.path}".lower()).strip("_"),
         "summary": operation.summary,
         "tags": [operation.path.split("/")[1]],
-        "description": f"For {operation.access.value}. Scope: {operation.noun}:{operation.verb}.",
+        "description": f"For {operation.access.value}. Scope: {operation.scope or 'none needed'}.",
         "x-calnet-access": operation.access.name.lower(),
-        "x-calnet-scope": f"{operation.noun}:{operation.verb}",
-        "parameters": [*_path_parameters(operation.path), *_query_parameters(operation.query), *_header_parameters(operation)],
+        "x-calnet-scope": operation.scope,
+        "parameters": [*_path_parameters(operation.path), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": _responses(operation),
     }
     if operation.body is not None:
@@ -90,19 +90,15 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": schema} for name in re.findall(r"{(\w+)}", path)]
 
 
-def _query_parameters(query: type[msgspec.Struct]) -> list[dict[str, Any]]:
+def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
+    query = operation.query
     _, components = msgspec.json.schema_components([query], ref_template=_REF)
     found = components[query.__name__]
-    required = found.get("required", [])
-    return [{"name": name, "in": "query", "required": name in required, "schema": _plain(value)} for name, value in found.get("properties", {}).items()]
-
-
-def _plain(schema: dict[str, Any]) -> dict[str, Any]:
-    """A query has no null: the parameter is left out instead."""
-    choices = [choice for choice in schema.get("anyOf", []) if choice.get("type") != "null"]
-    if len(choices) == 1:
-        return choices[0]  # type: ignore[no-any-return]
-    return {key: value for key, value in schema.items() if not (key == "default" and value is None)}
+    required, values = found.get("required", []), found.get("properties", {})
+    if "sort" in values and operation.answer is not None:
+        names = models.sortable(models.row_of(operation.answer))
+        values["sort"] = values["sort"] | {"enum": ["", *(f"{sign}{name}" for name in names for sign in ("", "-"))]}
+    return [{"name": name, "in": "query", "required": name in required, "schema": value} for name, value in values.items()]
 
 
 def _header_parameters(operation: Operation) -> list[dict[str, Any]]:
@@ -150,7 +146,9 @@ def _events() -> dict[str, Any]:
         "summary": "Follow changes as they happen",
         "tags": ["events"],
         "description": "Server-Sent Events: `change` events are audit records, their id the sequence number: give it as Last-Event-ID to go on from there. "
-        "`presence` events say that a node came or went. For every principal; one with the role user hears of its own nodes. Scope: events:read.",
+        "The stream begins with the newest one's id. A `reset` event says that this log does not have the change of Last-Event-ID: what happened in between "
+        "can't be told, so read anew what you show. `presence` events say that a node came or went. For every principal; one with the role user hears of its "
+        "own nodes. Scope: events:read.",
         "x-calnet-access": Access.OWN.name.lower(),
         "x-calnet-scope": "events:read",
         "parameters": [{"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"}}],

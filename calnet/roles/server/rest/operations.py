@@ -50,7 +50,8 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method on one path. `noun` and `verb` (read or write) are the scope that a token needs; `create` takes an Idempotency-Key, `guarded` If-Match."""
+    """One method on one path. `noun` and `verb` (read or write) are the scope that a token needs (without a noun: none); `create` takes an Idempotency-Key,
+    `guarded` If-Match."""
 
     method: str
     path: str
@@ -71,6 +72,11 @@ class Operation:
     def verb(self) -> str:
         """The scope's second half."""
         return "read" if self.method == "GET" or self.reads else "write"
+
+    @property
+    def scope(self) -> str:
+        """What a token needs; empty for nothing."""
+        return f"{self.noun}:{self.verb}" if self.noun else ""
 
     def admits(self, role: Role) -> bool:
         """Whether a principal of this role may call it. Auditors change nothing, not even what is theirs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -17,16 +17,17 @@ Row = dict[str, Any]
 _PAGE_FIELDS = ("limit", "cursor", "sort")
 
 
-def page_of(rows: Iterable[Row], query: Page, *, identity: tuple[str, ...] = ("id",)) -> dict[str, Any]:
-    """{"items", "next"}: the rows that match the query's filters, in its order, after its cursor. `identity` are the fields that tell rows apart.
+def page_of(rows: Iterable[Row], query: Page, *, sortable: Collection[str], identity: tuple[str, ...] = ("id",)) -> dict[str, Any]:
+    """{"items", "next"}: the rows that match the query's filters, in its order, after its cursor. `sortable` are the fields that rows can be sorted by,
+    `identity` those that tell them apart.
 
     InvalidError for a cursor that is none, and for a field that can't be sorted by.
     """
-    wanted = {name: value for name, value in msgspec.to_builtins(query).items() if name not in _PAGE_FIELDS and value is not None}
+    wanted = {name: value for name, value in msgspec.to_builtins(query).items() if name not in _PAGE_FIELDS}
     found = [row for row in rows if all(_matches(row, name, value) for name, value in wanted.items())]
-    descending, name = query.sort.startswith("-"), query.sort.removeprefix("-") or identity[0]
-    if found and (name not in found[0] or isinstance(found[0][name], list | dict)):
-        raise InvalidError(f"sort: there is no order by {name!r}")
+    descending, name = query.sort.startswith("-"), query.sort.removeprefix("-") if query.sort else identity[0]
+    if name not in sortable:
+        raise InvalidError(f"sort: there is no order by {name!r}: there is {', '.join(sortable)}, each with - before it for descending")
     keyed = sorted(((_key(row, name, identity), row) for row in found), key=lambda pair: pair[0], reverse=descending)
     if query.cursor:
         at = _parse(query.cursor)

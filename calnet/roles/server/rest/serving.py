@@ -5,7 +5,6 @@ Error contract: whatever a client sends gets a problem document (RFC 9457) with 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -27,8 +26,6 @@ from calnet.store.interface import UserRecord
 
 PREFIX: Final = "/api/v1"
 MAX_BODY: Final = 1 << 20
-BODY_TIMEOUT_S: Final = 15.0
-"""A body that takes longer is given up: uvicorn waits for ever."""
 MAX_BODIES: Final = 64
 """Bodies that are received at a time: with MAX_BODY the bound of what they fill."""
 MAX_IDEMPOTENCY_KEY: Final = 255
@@ -56,17 +53,9 @@ class TooLargeError(RefusedError):
     code = "too-large"
 
 
-class TooSlowError(RefusedError):
-    """A body that did not come in time."""
-
-    http_status = 408
-    code = "too-slow"
-
-
 class BusyError(StateError):
-    """Too many bodies are being received."""
+    """Too much is asked at once."""
 
-    http_status = 503
     code = "busy"
 
 
@@ -91,11 +80,11 @@ class Rest:
         return [Route(PREFIX + path, self._endpoint(methods), methods=list(methods)) for path, methods in by_path.items()]
 
     async def authorised(self, request: Request, noun: str, verb: str, admits: Callable[[Role], bool]) -> Principal:
-        """Who asks, if role and token let it do `verb` on `noun`. UnauthorizedError, ForbiddenError."""
+        """Who asks, if role and token let it do `verb` on `noun` (empty: whatever the token's scopes). UnauthorizedError, ForbiddenError."""
         principal = await self._authentication.principal(request)
         if not admits(principal.role):
             raise ForbiddenError(f"a user with the role {principal.role} may not do that")
-        if not principal.may(noun, verb):
+        if noun and not principal.may(noun, verb):
             raise ForbiddenError(f"that token lacks the scope {noun}:{verb}")
         return principal
 
@@ -135,12 +124,7 @@ class Rest:
             raise BusyError("too many requests are being received: try again in a moment")
         self._receiving += 1
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await bounded_body(request, MAX_BODY)
-        except TimeoutError:
-            raise TooSlowError(f"the body did not come within {BODY_TIMEOUT_S:.0f} s") from None
-        except ClientDisconnect:
-            raise MalformedError("the connection ended in the body") from None
+            return await bounded_body(request, MAX_BODY)
         finally:
             self._receiving -= 1
 
@@ -169,7 +153,9 @@ class Rest:
             body = xopen(secret, replay.body[:BOX_NONCE_SIZE], replay.body[BOX_NONCE_SIZE:], b"")
         except AuthenticationError as error:
             raise StateError("the kept answer does not open") from error
-        return Response(body, replay.status, SECURITY_HEADERS | {"idempotency-replayed": "true"}, media_type="application/json")
+        etag = msgspec.json.decode(body).get("etag")
+        headers = SECURITY_HEADERS | {"idempotency-replayed": "true"} | ({} if etag is None else {"etag": f'"{etag}"'})
+        return Response(body, replay.status, headers, media_type="application/json")
 
 
 def _once_keys(principal: Principal, request: Request) -> tuple[str, bytes]:
@@ -181,17 +167,21 @@ def _once_keys(principal: Principal, request: Request) -> tuple[str, bytes]:
 
 
 async def bounded_body(request: Request, limit: int) -> bytes:
-    """The whole body; TooLargeError beyond `limit` bytes, before more is taken."""
+    """The whole body; TooLargeError beyond `limit` bytes, before more is taken; MalformedError where the connection ends, or is ended for taking too long
+    (web_protocol.BODY_TIMEOUT_S)."""
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and int(declared) > limit:
         raise TooLargeError(f"a body has at most {limit} bytes")
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise TooLargeError(f"a body has at most {limit} bytes")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLargeError(f"a body has at most {limit} bytes")
+            parts.append(part)
+    except ClientDisconnect:
+        raise MalformedError("the connection ended in the body") from None
     return b"".join(parts)
 
 

@@ -1,33 +1,43 @@
 """What a provider's claims say of a user: who it is, whether it may sign in, which role it has. Pure.
 
-Identity is (issuer, subject). An e-mail address counts only where the provider says that it verified it; groups that are missing are none.
+Identity is (issuer, subject). An e-mail address counts only where the provider says that it verified it; groups that are missing are none. Access tokens
+often carry neither groups nor addresses: what such a token leaves out is as it was when the provider last spoke of the user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from calnet.errors import ForbiddenError, UnauthorizedError
+from calnet.model import UserId
 from calnet.roles.server.actors import Role
 from calnet.roles.server.signin.settings import OidcSettings
 from calnet.roles.server.users import Identity
+from calnet.store.interface import UserRecord
 
 Claims = Mapping[str, object]
-MAX_GROUPS = 500
+MAX_GROUPS: Final = 500
+_MISSING: Final = object()
+_NOBODY: Final = UserRecord(UserId(0), "", Role.USER.value, 0.0)
 
 
-def identity_of(claims: Claims, settings: OidcSettings) -> Identity:
-    """The identity; ForbiddenError for one that may not sign in here."""
+def identity_of(claims: Claims, settings: OidcSettings, known: UserRecord | None = None) -> Identity:
+    """The identity; ForbiddenError for one that may not sign in here. Claims that are not there at all are taken from `known`, which has the same subject."""
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 0 < len(subject) <= 255:
         raise UnauthorizedError("the provider named no subject")
-    email = _text(claims, "email") if claims.get("email_verified") in (True, "true") else ""
-    groups = groups_of(claims, settings.groups_claim)
+    if known is None:
+        known = _NOBODY
+    verified = claims.get("email_verified") in (True, "true")
+    email = known.email if "email" not in claims else _text(claims, "email") if verified else ""
+    value = _under(claims, settings.groups_claim)
+    groups = known.groups if value is _MISSING else _texts(value)
     identity = Identity(
         issuer=settings.issuer,
         subject=subject,
         email=email.lower(),
-        display_name=_text(claims, "name"),
+        display_name=_text(claims, "name") if "name" in claims else known.display_name,
         preferred_name=_text(claims, settings.username_claim),
         groups=groups,
         role=_role(subject, email.lower(), groups, settings),
@@ -39,11 +49,20 @@ def identity_of(claims: Claims, settings: OidcSettings) -> Identity:
 
 def groups_of(claims: Claims, path: str) -> tuple[str, ...]:
     """The groups under a dotted path: a list of texts, or one text; anything else is none. A claim whose own name has dots comes first."""
-    value: object = claims.get(path)
-    if value is None:
-        value = claims
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+    return _texts(_under(claims, path))
+
+
+def _under(claims: Claims, path: str) -> object:
+    """The claim's value, or _MISSING."""
+    if path in claims:
+        return claims[path]
+    value: object = claims
+    for part in path.split("."):
+        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list):

@@ -31,11 +31,23 @@ SKEW_S: Final = 60
 MIN_RSA_BITS: Final = 2048
 _TYPES: Final = (None, "JWT", "jwt", "at+jwt", "application/at+jwt")
 _SHAPE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_PARTS: Final = {"RSA": ("n", "e"), "EC": ("x", "y")}
 _FOREIGN_KEYS: Final = ("jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc")
 
 
 class TokenError(UnauthorizedError):
     """A token that does not hold; the text says why, for the log and whoever sets a provider up."""
+
+
+def may_be_one(token: str) -> bool:
+    """Whether the text has the shape of a signed token at all."""
+    return _SHAPE.fullmatch(token) is not None
+
+
+def said_audience(token: str) -> str:
+    """What a token says that it is for, unverified: for messages alone."""
+    named = _json(token.split(".")[1]).get("aud")
+    return ", ".join(map(str, named)) if isinstance(named, list) else str(named)
 
 
 def header_of(token: str) -> tuple[str, str]:
@@ -62,11 +74,19 @@ def key_for(algorithm: str, key_id: str, keys: Sequence[Mapping[str, Any]]) -> M
         if key.get("kid") == key_id
         and key.get("kty") == kind
         and key.get("use", "sig") == "sig"
+        and _may_verify(key)
         and key.get("alg", algorithm) == algorithm
         and (not curve or key.get("crv") == curve)
+        and all(isinstance(key.get(part), str) for part in _PARTS[kind])
         and (kind != "RSA" or _rsa_bits(key) >= MIN_RSA_BITS)
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _may_verify(key: Mapping[str, Any]) -> bool:
+    """RFC 7517 section 4.3: a key that says what it is for is for nothing else."""
+    operations = key.get("key_ops", ["verify"])
+    return isinstance(operations, list) and "verify" in operations
 
 
 def verify(token: str, key: Mapping[str, Any], *, issuer: str, audience: str, client_id: str, now: float, nonce: str | None = None) -> dict[str, Any]:
@@ -136,7 +156,8 @@ def _decoded(part: str) -> bytes:
 
 def _json(part: str) -> dict[str, Any]:
     try:
-        found = json.loads(_decoded(part), object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = json.loads(_decoded(part).decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(found, ensure_ascii=False).encode()  # an escaped half of a surrogate pair is no text: whoever compares or keeps it would fail
     except (ValueError, RecursionError) as error:
         raise TokenError("the token holds no JSON") from error
     if not isinstance(found, dict):

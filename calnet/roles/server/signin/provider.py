@@ -5,29 +5,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import ipaddress
 import json
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpcore
 
 from calnet.errors import CalnetError, ForbiddenError, UnauthorizedError, UnreachableError
 from calnet.roles.server.signin import jwt
-from calnet.roles.server.signin.settings import OidcSettings, is_loopback
+from calnet.roles.server.signin.settings import OidcSettings, askable, is_loopback
 
 TIMEOUT_S: Final = 10.0
 MAX_DOCUMENT: Final = 1 << 20
 REFETCH_S: Final = 30.0
 """An unknown key id fetches the keys anew at most this often."""
 KEYS_KEPT_S: Final = 3600.0
+FAILURE_KEPT_S: Final = 5.0
+"""For so long the provider is not asked again for its description or keys where that failed: forged tokens would cost an attempt each."""
 DISCOVERY_KEPT_S: Final = 3600.0
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
+Found = TypeVar("Found")
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class ProviderError(CalnetError):
@@ -72,6 +77,8 @@ class Provider:
         self._endpoints: tuple[float, Endpoints] | None = None
         self._keys: tuple[float, list[dict[str, Any]]] | None = None
         self._refetched_at = -REFETCH_S
+        self._failed: dict[str, tuple[float, CalnetError]] = {}
+        """By what was asked for: when it failed last, and how."""
         self._lock = asyncio.Lock()
         self.date: float | None = None
         """The provider's clock, as its last answer had it; Unix seconds."""
@@ -84,12 +91,17 @@ class Provider:
         """The provider's own description; its issuer must be the one configured, to the letter (attack 32). UnreachableError, UnauthorizedError."""
         if self._endpoints is not None and self._clock() - self._endpoints[0] < DISCOVERY_KEPT_S:
             return self._endpoints[1]
+        found = await self._or_failed("description", self._describe)
+        self._endpoints = (self._clock(), found)
+        return found
+
+    async def _describe(self) -> Endpoints:
         document = await self._get(self.settings.issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document.get("issuer") != self.settings.issuer:
             raise UnauthorizedError(
                 f"the provider calls itself {document.get('issuer')!r}, the configuration {self.settings.issuer!r}: they have to be the same"
             )
-        found = Endpoints(
+        return Endpoints(
             authorization=self._endpoint(document, "authorization_endpoint"),
             token=self._endpoint(document, "token_endpoint"),
             keys=self._endpoint(document, "jwks_uri"),
@@ -99,8 +111,6 @@ class Provider:
             names_issuer=document.get("authorization_response_iss_parameter_supported") is True,
             document=document,
         )
-        self._endpoints = (self._clock(), found)
-        return found
 
     async def claims(self, token: str, *, audience: str, now: float, nonce: str | None = None) -> dict[str, Any]:
         """The claims of a token of this provider. UnauthorizedError for one that does not hold."""
@@ -112,6 +122,34 @@ class Provider:
             raise jwt.TokenError("the token is signed by no key of the provider")
         settings = self.settings
         return jwt.verify(token, key, issuer=settings.issuer, audience=audience, client_id=settings.client_id, now=now, nonce=nonce)
+
+    async def authorization_url(self, redirect_url: str, *, state: str, nonce: str, verifier: str, prompt: str = "") -> str:
+        """Where a browser goes to sign in (OpenID Connect Core section 3.1.2.1, RFC 7636)."""
+        place = (await self.endpoints()).authorization
+        query = {
+            "client_id": self.settings.client_id,
+            "response_type": "code",
+            "redirect_uri": redirect_url,
+            "scope": " ".join(self.settings.scopes),
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("="),
+            "code_challenge_method": "S256",
+        }
+        return f"{place}{'&' if '?' in place else '?'}{urlencode(query | ({'prompt': prompt} if prompt else {}))}"
+
+    async def visit(self, url: str) -> tuple[int, str, str]:
+        """What a browser without cookies is shown there: (status, where it is sent on to, the page)."""
+        status, headers, body = await self._fetch("GET", url, {"accept": "text/html, application/json;q=0.5"})
+        locations = [value.decode("latin-1") for name, value in headers if name.lower() == b"location"]
+        return status, locations[0] if locations else "", body.decode(errors="replace")
+
+    async def own_token(self, audience: str) -> str:
+        """An access token for the client itself (RFC 6749 section 4.4), for this audience if the provider knows such wishes (RFC 8707). ProviderError where it
+        gives none; empty where it gives something else."""
+        resource = {"resource": audience} if "://" in audience else {}
+        token = (await self._token({"grant_type": "client_credentials", **resource})).get("access_token")
+        return token if isinstance(token, str) else ""
 
     async def exchange(self, code: str, verifier: str, redirect_url: str) -> dict[str, Any]:
         """The tokens for an authorization code (RFC 6749 section 4.1.3, RFC 7636)."""
@@ -147,7 +185,7 @@ class Provider:
         if self._keys is None or self._clock() - self._keys[0] > KEYS_KEPT_S:
             async with self._lock:
                 if self._keys is None or self._clock() - self._keys[0] > KEYS_KEPT_S:
-                    self._keys = (self._clock(), await self._fetch_keys())
+                    self._keys = (self._clock(), await self._or_failed("keys", self._fetch_keys))
         return self._keys[1]
 
     async def _fresh_keys(self) -> list[dict[str, Any]] | None:
@@ -156,8 +194,21 @@ class Provider:
             if self._clock() - self._refetched_at < REFETCH_S:
                 return None if self._keys is None else self._keys[1]
             self._refetched_at = self._clock()
-            self._keys = (self._clock(), await self._fetch_keys())
+            self._keys = (self._clock(), await self._or_failed("keys", self._fetch_keys))
             return self._keys[1]
+
+    async def _or_failed(self, what: str, ask: Callable[[], Awaitable[Found]]) -> Found:
+        """The answer, or the failure of a moment ago."""
+        failed = self._failed.get(what)
+        if failed is not None and self._clock() - failed[0] < FAILURE_KEPT_S:
+            raise type(failed[1])(str(failed[1]))
+        try:
+            found = await ask()
+        except (UnreachableError, UnauthorizedError) as error:
+            self._failed[what] = (self._clock(), error)
+            raise
+        self._failed.pop(what, None)
+        return found
 
     async def _fetch_keys(self) -> list[dict[str, Any]]:
         keys = (await self._get((await self.endpoints()).keys)).get("keys")
@@ -167,11 +218,9 @@ class Provider:
         url = document.get(name)
         if url is None and not needed:
             return ""
-        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
-        secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "") and is_loopback(_host(self.settings.issuer)))
-        if not secure or not parts.hostname:
+        if not isinstance(url, str) or askable(url, loopback=is_loopback(_host(self.settings.issuer))) is None:
             raise UnauthorizedError(f"the provider's {name} is no https URL")
-        return str(url)
+        return url
 
     async def _token(self, form: dict[str, str]) -> dict[str, Any]:
         return await self._post((await self.endpoints()).token, form)
@@ -197,6 +246,14 @@ class Provider:
         return document
 
     async def _request(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None) -> tuple[int, dict[str, Any]]:
+        status, _, body = await self._fetch(method, url, headers, content)
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            document = None
+        return status, document if isinstance(document, dict) else {}
+
+    async def _fetch(self, method: str, url: str, headers: Mapping[str, str], content: bytes | None = None) -> tuple[int, Headers, bytes]:
         try:
             async with asyncio.timeout(TIMEOUT_S), self._pool.stream(method, url, headers=list(headers.items()), content=content) as answer:
                 body = b""
@@ -207,11 +264,7 @@ class Provider:
         except (TimeoutError, OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise UnreachableError(f"the sign-in provider at {url} can't be reached: {error or type(error).__name__}") from error
         self.date = _date(answer.headers)
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError):
-            document = None
-        return answer.status, document if isinstance(document, dict) else {}
+        return answer.status, answer.headers, body
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from calnet.errors import ConfigError
 
@@ -86,14 +86,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def askable(url: str, *, loopback: bool) -> SplitResult | None:
+    """The parts of a URL that a request can be sent to: https, or with `loopback` http to this machine; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        return None
+    secure = parts.scheme == "https" or (loopback and parts.scheme == "http" and is_loopback(host))
+    return parts if secure and host and port != 0 and url.isascii() and url.isprintable() and " " not in url else None
+
+
 def _checked_url(name: str, text: str) -> str:
     """https, or http on loopback alone; as the provider writes it, to the last slash."""
-    try:
-        parts = urlsplit(text)
-        right = bool(parts.hostname) and parts.username is None and not parts.query and not parts.fragment and (parts.port is None or parts.port > 0)
-    except ValueError:
-        right, parts = False, urlsplit("")
-    if not right or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))):
+    parts = askable(text, loopback=True)
+    if parts is None or parts.username is not None or parts.query or parts.fragment:
         raise ConfigError(f"[oidc]: {name} = {text!r}: write an https URL, without query (http on loopback alone)")
     return text
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
 import time
 from collections.abc import Iterator
+from random import Random
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from jose import jwk
 
 from calnet.roles.server.signin.settings import OidcSettings
+from calnet.roles.server.tokens import TokenWish
 from calnet.wire import control
 from tests.idp.provider import AUDIENCE, Browser
+from tests.idp.signing import compact
 from tests.roles.server.client import ControlClient
 from tests.roles.server.client import Machine as ControlMachine
-from tests.roles.server.registries import done
+from tests.roles.server.registries import Machine, done
 from tests.roles.server.signin.world import SignInWorld, eventually, sign_in_world
 
 
@@ -95,6 +102,21 @@ def test_attack_31_callback_of_another_browser_and_replayed_code_are_refused(wor
         assert "used before" in again.text
 
 
+def test_attack_31_code_of_somebody_elses_sign_in_is_refused(world: SignInWorld) -> None:
+    """A code that was lured into another browser's answer: that browser's verifier is not the one that the code was given for."""
+    with Browser("alice") as victim, Browser("mallory") as thief:
+        stolen, own = (browser.go(f"{world.server.url}/auth/login", stop_at=f"{world.server.url}/auth/callback") for browser in (victim, thief))
+        assert isinstance(stolen, str)
+        assert isinstance(own, str)
+        code = parse_qs(urlsplit(stolen).query)["code"][0]
+        client = thief.client(world.server.url)
+        refused = client.get(own.replace(parse_qs(urlsplit(own).query)["code"][0], code))
+        assert refused.status_code == 401
+        assert "begin again" in refused.text
+        assert "calnet_session" not in client.cookies
+        assert client.get(own).status_code == 401
+
+
 def test_attack_31_login_leads_nowhere_else(world: SignInWorld) -> None:
     with Browser("bob") as browser:
         page = browser.go(f"{world.server.url}/auth/login?next=https://evil.example&redirect_uri=https://evil.example")
@@ -122,7 +144,7 @@ def test_machine_is_admitted_the_moment_the_browser_is_done(world: SignInWorld) 
 
 def test_attack_28_bearers_that_do_not_hold_are_401(world: SignInWorld) -> None:
     idp, now = world.idp, int(time.time())
-    assert bearer(world, idp.sign(api_claims(world))).json()["user"] == "alice"
+    assert bearer(world, idp.sign(api_claims(world))).json()["role"] == "admin"
     changes: list[dict[str, object]] = [
         {"aud": "another"},
         {"aud": [AUDIENCE, "another"]},
@@ -150,6 +172,18 @@ def test_attack_28_bearers_that_do_not_hold_are_401(world: SignInWorld) -> None:
         assert bearer(world, forged).status_code in (401, 429)
     for header in ({"kid": "other"}, {"typ": "evil"}, {"jwk": {"kty": "oct", "k": "AA"}}, {"b64": True}):
         assert bearer(world, idp.sign(api_claims(world), **header)).status_code in (401, 429), header
+
+
+def test_attack_28_bearers_without_algorithm_or_under_the_public_key_are_401(world: SignInWorld) -> None:
+    (key,) = [one for one in world.idp.hook("publicKeys")["keys"] if one["kty"] == "RSA"]
+    claims, kid = api_claims(world), key["kid"]
+    secrets = (json.dumps(key).encode(), jwk.construct(key, "RS256").to_pem(), key["n"].encode())
+    forged = [compact({"alg": "HS256", "kid": kid}, claims, lambda signed, secret=secret: hmac.digest(secret, signed, "sha256")) for secret in secrets]  # type: ignore[misc]
+    forged += [compact({"alg": name, "kid": kid}, claims, lambda _: b"") for name in ("none", "None", "NONE")]
+    forged += [compact(b"[" * 9_000, claims, lambda _: b"x"), compact({"alg": "RS256", "kid": kid}, b'{"a":' * 2_000, lambda _: b"x")]
+    for token in forged:
+        assert bearer(world, token).status_code in (401, 429)
+    assert bearer(world, world.idp.sign(claims)).status_code == 200
 
 
 def test_attack_32_rotated_keys_work_and_a_flood_of_unknown_ones_costs_one_fetch(world: SignInWorld) -> None:
@@ -185,6 +219,41 @@ def test_removed_user_loses_sessions_nodes_and_tokens(world: SignInWorld) -> Non
     idp.hook("user", sub="dora", claims=None)
     eventually(lambda: client.get(f"{world.server.url}/api/v1/whoami").status_code == 401, "the session ends")
     eventually(lambda: registry.node(str(standing.node))["state"] == "expired", "the node has to log in again")
+
+
+def signed_out(client: httpx.Client, page: httpx.Response, url: str) -> str:
+    """The session here ends; where the provider's own sign-out is."""
+    token = page.text.partition('name="token" value="')[2].partition('"')[0]
+    return str(client.post(f"{url}/auth/logout", data={"token": token}).headers["location"])
+
+
+def test_watch_outlives_a_sign_out_at_the_provider_and_still_sees_a_removal(world: SignInWorld) -> None:
+    """Refresh tokens that were asked for with offline_access are not ended by a sign-out (OpenID Connect Back-Channel Logout section 2.7)."""
+    idp, registry = world.idp, world.server.registry
+    idp.hook("user", sub="erik", claims={"email": "erik@example.test", "email_verified": True, "groups": ["staff"], "name": "Erik"})
+    client, page = world.sign_in("erik")
+    user = registry.user("erik")
+    token, key = done(registry.create_token(TokenWish("erik", "ci"))), done(registry.create_key(user="erik", reusable=True))["key"]
+    there = signed_out(client, page, world.server.url)
+    browser = world.browsers[-1].client(there)
+    form = browser.get(there).text
+    secret = form.partition('name="xsrf" value="')[2].partition('"')[0]
+    browser.post(f"{idp.issuer}/session/end/confirm", data={"xsrf": secret, "logout": "yes"})
+    assert "wants to log in" not in browser.get(f"{idp.issuer}/me").text
+    assert all(row["user"] != "erik" for row in registry.sessions())
+
+    def checked() -> float:
+        record = registry.user_record(user["id"])
+        return 0.0 if record is None or record.watch is None or not record.watch.refresh else record.watch.checked_at
+
+    since = time.time()
+    eventually(lambda: checked() > since + 1.0, "the provider is asked on, and vouches for the user")
+    assert bearer(world, token["token"]).json()["user"] == "erik"
+    done(registry.register(Machine(Random(78), "machine-78").request(key)))
+    idp.hook("user", sub="erik", claims=None)
+    eventually(lambda: bearer(world, token["token"]).status_code in (401, 429), "the token is refused")
+    eventually(lambda: registry.node("machine-78")["state"] == "expired", "the node has to log in again")
+    assert registry.user("erik")["access"] == "resting", "so soon after a sign-out nobody can tell why the token ended"
 
 
 def test_who_is_not_allowed_is_told_so(tmp_path_factory: pytest.TempPathFactory) -> None:

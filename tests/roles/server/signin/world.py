@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
 from calnet.roles.server.signin.settings import OidcSettings
 from calnet.roles.server.standing import Standing
+from tests.idp.plain import PlainProvider, plain_provider
 from tests.idp.provider import CLIENT_ID, CLIENT_SECRET, Browser, IdentityProvider, provider
+from tests.idp.signing import TokenKey
 from tests.roles.server.registries import Machine, done
 from tests.roles.server.running import Running, running
 
 Found = TypeVar("Found")
+Json = dict[str, Any]
 WAIT_S = 40.0
 
 
@@ -45,10 +49,10 @@ class SignInWorld:
 
 
 @contextlib.contextmanager
-def sign_in_world(directory: Path, **changes: object) -> Iterator[SignInWorld]:
+def sign_in_world(directory: Path, *, device_flow: bool = True, **changes: object) -> Iterator[SignInWorld]:
     """Both, on loopback; `changes` are of OidcSettings."""
     port = free_port()
-    environment = {"TOKEN_SECONDS": "60"}
+    environment = {"TOKEN_SECONDS": "60", "DEVICE_FLOW": "1" if device_flow else "0"}
     with provider(f"http://127.0.0.1:{port}/auth/callback", **environment) as idp:
         settings = OidcSettings(issuer=idp.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET, admins=("admins",), recheck_s=1.0)
         with running(directory, port=port, oidc=replace(settings, **changes)) as server:  # type: ignore[arg-type]
@@ -56,6 +60,70 @@ def sign_in_world(directory: Path, **changes: object) -> Iterator[SignInWorld]:
             with contextlib.ExitStack() as stack:
                 stack.callback(lambda: [browser.__exit__() for browser in world.browsers])
                 yield world
+
+
+@dataclass(frozen=True)
+class PlainWorld:
+    """A server that trusts a provider which says what a test puts in its mouth."""
+
+    server: Running
+    idp: PlainProvider
+    key: TokenKey
+
+    def id_token(self, **changes: object) -> str:
+        """An ID token as the provider gives it to this server now."""
+        now = int(time.time())
+        return self.key.sign({"iss": self.idp.issuer, "sub": "alice", "aud": CLIENT_ID, "iat": now, "exp": now + 60} | changes)
+
+
+Tokens = Callable[[PlainWorld, str], Json]
+"""What the token endpoint gives, of the world and the nonce that belongs there."""
+
+
+class Login:
+    """A browser that the server has sent to the provider, which will answer `tokens`."""
+
+    def __init__(self, world: PlainWorld, tokens: Tokens) -> None:
+        self.world = world
+        self.browser = httpx.Client(trust_env=False, timeout=20)
+        sent = self.browser.get(f"{world.server.url}/auth/login")
+        assert sent.headers["location"].startswith(f"{world.idp.issuer}/authorize?")
+        self.query = {name: values[0] for name, values in parse_qs(urlsplit(sent.headers["location"]).query).items()}
+        self.forms: list[dict[str, str]] = []
+
+        def give(form: dict[str, str]) -> tuple[int, Json]:
+            self.forms.append(form)
+            return 200, tokens(world, self.query["nonce"])
+
+        world.idp.answers["/token"] = give
+
+    def __enter__(self) -> Login:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.browser.close()
+
+    def comes_back(self, **changes: str) -> httpx.Response:
+        values = {"code": "a-code", "state": self.query["state"]} | changes
+        return self.browser.get(f"{self.world.server.url}/auth/callback", params=values)
+
+
+@contextlib.contextmanager
+def plain_world(
+    directory: Path,
+    *,
+    path: str = "",
+    publish: Callable[[Json], list[Json]] = lambda public: [public],
+    userinfo: Json | None = None,
+    device_flow: bool = False,
+    **changes: object,
+) -> Iterator[PlainWorld]:
+    """Both, on loopback; `publish` makes the provider's key set of its public key, `changes` are of OidcSettings."""
+    key = TokenKey("RS256", "a-key")
+    with plain_provider(publish(key.public), path=path, device_flow=device_flow, userinfo=userinfo) as idp:
+        settings = OidcSettings(issuer=idp.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+        with running(directory, oidc=replace(settings, **changes)) as server:  # type: ignore[arg-type]
+            yield PlainWorld(server, idp, key)
 
 
 def free_port() -> int:
