@@ -20,17 +20,21 @@ class Candidate:
     told: bool
     named_at: float
     probed_at: float = c.LONG_AGO
+    opened_at: float = c.LONG_AGO
+    """Last probe that was to end on its way."""
     answered_at: float = c.LONG_AGO
     rtt_s: float | None = None
     held_until: float = c.LONG_AGO
     held_times: int = 0
+    slow: bool = False
+    """It was left because the relay carries more: without the relay it is as good as any."""
 
     def proven(self, now: float) -> bool:
         """Whether it answered a probe so lately that data may go there."""
         return now < self.answered_at + c.TRUST
 
     def held(self, now: float) -> bool:
-        """Whether it was left because it carried no data."""
+        """Whether it was left because it carried no data, or too little."""
         return now < self.held_until
 
 
@@ -49,11 +53,15 @@ class CandidateTable:
         return iter(self._known.values())
 
     def get(self, endpoint: Endpoint) -> Candidate | None:
+        """What is known of `endpoint`, None where it is no candidate."""
         return self._known.get(endpoint)
 
     def tell(self, endpoints: Iterable[Endpoint], now: float, overlay: tuple[Prefix, ...], keep: Endpoint | None = None) -> bool:
         """Take what the peer says of itself; whether anything was new. What may not be probed is left out, and all beyond the first 32 usable ones."""
-        usable = itertools.islice((endpoint for endpoint in dict.fromkeys(endpoints) if is_candidate(endpoint, overlay)), c.MAX_TOLD)
+        usable = list(itertools.islice((endpoint for endpoint in dict.fromkeys(endpoints) if is_candidate(endpoint, overlay)), c.MAX_TOLD))
+        for endpoint in usable:  # what is named again is no older than what is new
+            if (known := self._known.get(endpoint)) is not None:
+                known.named_at = now
         new = [endpoint for endpoint in usable if self._add(endpoint, now, told=True, keep=keep)]
         return bool(new)
 
@@ -75,21 +83,23 @@ class CandidateTable:
 
     def _add(self, endpoint: Endpoint, now: float, *, told: bool, keep: Endpoint | None) -> bool:
         known = self._known.get(endpoint)
-        if known is not None:
-            known.named_at, known.told = now, known.told or told
+        if known is None:
+            self._known[endpoint] = Candidate(endpoint, told, now)
+        elif told and not known.told:
+            known.told = True  # it counts among the others now
+        else:
             return False
-        self._known[endpoint] = Candidate(endpoint, told, now)
         self._evict(endpoint, told, keep)
-        return True
+        return known is None
 
     def _evict(self, added: Endpoint, told: bool, keep: Endpoint | None) -> None:
-        same_host = [known for known in self._known.values() if known.endpoint.host == added.host]
-        same_kind = [known for known in self._known.values() if known.told == told]
-        for group, limit in ((same_host, c.MAX_PER_HOST), (same_kind, c.MAX_TOLD if told else c.MAX_SEEN)):
-            if len(group) > limit:
-                goes = [known for known in group if known.endpoint not in (added, keep)]
-                oldest = min(goes, key=lambda known: (known.answered_at, known.named_at))
-                self._known.pop(oldest.endpoint, None)
+        self._bound([known for known in self if known.endpoint.host == added.host], c.MAX_PER_HOST, added, keep)
+        self._bound([known for known in self if known.told == told], c.MAX_TOLD if told else c.MAX_SEEN, added, keep)
+
+    def _bound(self, group: list[Candidate], limit: int, added: Endpoint, keep: Endpoint | None) -> None:
+        if len(group) > limit:
+            goes = (known for known in group if known.endpoint not in (added, keep))
+            del self._known[min(goes, key=lambda known: (known.answered_at, known.named_at)).endpoint]
 
 
 def own_candidates(local: Iterable[Endpoint], reflexive: Iterable[Endpoint], overlay: tuple[Prefix, ...]) -> tuple[Endpoint, ...]:

@@ -39,6 +39,11 @@ def doubt_after(rtt_s: float | None) -> float:
     return max(c.DOUBT_AFTER, c.ANSWER_DUE + 1.5 * (rtt_s or 0.0))
 
 
+def check_time(rtt_s: float | None) -> float:
+    """How long an answer may take where the peer seems not to hear us: 0.3 s, in which two probes go, more where a round trip alone takes long."""
+    return max(c.CHECK_FOR, 1.5 * (rtt_s or 0.0))
+
+
 def probe_offset(step: int) -> float:
     """When, from an attempt's start, its probe round number `step` (from 0) is due."""
     last = len(c.PROBE_OFFSETS) - 1

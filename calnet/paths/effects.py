@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from calnet.model import Endpoint, NodeId, Source
+from calnet.paths.explain import View
 
 
 class Route(NamedTuple):
@@ -18,10 +19,38 @@ class Route(NamedTuple):
 NOWHERE = Route(None, False)
 
 
+def describe_route(route: Route) -> str:
+    """A route as a person reads it."""
+    ways = [f"direct {route.endpoint}"] if route.endpoint is not None else []
+    return " and ".join([*ways, "relay"] if route.relay else ways) or "none"
+
+
 @dataclass(frozen=True, slots=True)
 class SendDatagram:
+    """`socket`: from which of ours (Source.socket), opened where it is not yet; None from the one that UseSocket named for this endpoint, else the first.
+    `hops`: its time to live; None is the usual one."""
+
     endpoint: Endpoint
     data: bytes
+    socket: int | None = None
+    whole: bool = False
+    """Rather lost than in fragments."""
+    hops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UseSocket:
+    """What goes to `endpoint` leaves from this socket from now on."""
+
+    endpoint: Endpoint
+    socket: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSockets:
+    """Close those beside the first, but for the ones that UseSocket named (`all_`: them too)."""
+
+    all_: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +65,13 @@ class SendCandidates:
 
     peer: NodeId
     endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MtuFound:
+    """Packets of `mtu` bytes get to some peer directly, longer ones than to any before."""
+
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +101,27 @@ class PongReceived:
     rtt_s: float
 
 
-PathEffect = SendDatagram | SendRelayed | SendCandidates | PublishEndpoints | PathChanged | PongReceived
+@dataclass(frozen=True, slots=True)
+class ViewReceived:
+    """The peer's view of the path, asked for by `Paths.question`."""
+
+    peer: NodeId
+    token: int
+    view: View
+
+
+PathEffect = SendDatagram | UseSocket | CloseSockets | SendRelayed | SendCandidates | PublishEndpoints | MtuFound | PathChanged | PongReceived | ViewReceived
 
 
 @dataclass(frozen=True, slots=True)
 class PathReport:
-    """`path` is `direct`, `relay` or `none` (idle, or no way there); `endpoint` that of a direct path; `seen` our own address as the peer sees it."""
+    """`path` is `direct`, `relay` or `none` (idle, or no way there); `endpoint` that of a direct path."""
 
     path: str
     endpoint: Endpoint | None
     rtt_s: float | None
     candidates: tuple[Endpoint, ...]
-    seen: Endpoint | None = None
+    mtu: int | None = None
+    """The longest packet that goes directly."""
+    left: str = ""
+    """Why a direct path that answers probes is not used."""

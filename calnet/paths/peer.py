@@ -2,19 +2,32 @@
 
 Theory of operation. Four states:
 
-    RELAYED   no direct path; data by relay. While data flows, attempts to find one.
+    RELAYED   no direct path; data by relay, or nowhere without one. While data flows, attempts to find one.
     DIRECT    `best` answers: data goes there alone. A heartbeat while nothing is sent; a probe whenever an authenticated packet is overdue.
     DOUBTED   `best` has not answered for 0.8 s of sending (or the network changed): data goes there and by relay, and all candidates are tried.
     ASLEEP    nothing has flowed for 45 s, so `best` was no longer asked, and isn't trusted: data wakes it by relay. Without a relay data still
               goes to `best`, which had never failed, and leaves it if no answer comes.
 
     RELAYED → DIRECT    a candidate answers a probe
-    DIRECT  → DOUBTED   nothing authenticated from `best` in time; the network changed
+    DIRECT  → DOUBTED   nothing authenticated from `best` in time; the peer seems not to hear us, and `best` doesn't answer; the network changed
     DIRECT  → ASLEEP    trust ran out while idle
-    DOUBTED → DIRECT    `best` or another candidate answers, or data comes from `best`
-    DIRECT, DOUBTED, ASLEEP → RELAYED   6.5 s without an answer although asked; or `best` carries no data for 20 s and there is another way
+    DOUBTED → DIRECT    `best` or another candidate answers
+    DIRECT, DOUBTED, ASLEEP → RELAYED   6.5 s without an answer although asked; or `best` carries no data for 20 s, or less than the relay (delivery.py), and
+                                        there is another way
 
-Only an answer to a probe proves an endpoint; data from `best` keeps it proven, data from elsewhere makes a candidate that is probed.
+An attempt opens this side's NAT before it knocks at the peer's: a plain Linux router that gets a probe from somewhere before it sent there gives what is sent
+there afterwards another port, which the peer's NAT does not know. So the first probes of an attempt that the peer does not know of end on their way
+(`Probe.opening`), while the peer is told of it; it probes in full, since we are open, and when it tells us its candidates we know that it is.
+
+Only an answer to a probe proves an endpoint: that something comes from there says nothing of what goes there. Data from `best` keeps it proven as long as
+the peer is content; one that asks, or sends by relay, may not have heard us for a while, and is asked in turn. Data from elsewhere makes a candidate that is
+probed.
+
+A path is left, and held back for a while, where it is no good for data and there is another way. The hold ends when the network changes, and when no other way
+is left.
+
+What the user wants is part of the machine. `Way.DIRECT`: there is no relay for data (that the peer hears of attempts by it is no matter of data). `Way.RELAY`:
+the machine rests in RELAYED; candidates are remembered, and nothing is probed.
 
 The shell calls the event methods and after each asks `deadline`; `on_timer` may be called early. Actions are for `Paths`, which seals and sends.
 Error contract: nothing raises.
@@ -28,11 +41,15 @@ from dataclasses import dataclass
 from calnet.model import Endpoint, NodeId, Prefix
 from calnet.paths import constants as c
 from calnet.paths.candidates import Candidate, CandidateTable
-from calnet.paths.choice import doubt_after, hold_time, is_better, probe_offset, smooth
+from calnet.paths.choice import check_time, doubt_after, hold_time, is_better, probe_offset, smooth
 from calnet.paths.effects import PathChanged, Route
+from calnet.paths.way import Way
+from calnet.wire.endpoints import is_private
 
 
 class PathState(enum.Enum):
+    """See the module."""
+
     RELAYED = "relayed"
     DIRECT = "direct"
     DOUBTED = "doubted"
@@ -41,10 +58,11 @@ class PathState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Send a ping to `endpoint`. `proven` endpoints are not limited."""
+    """Send a ping to `endpoint`. `proven` endpoints are not limited; an `opening` one is to pass our own NAT alone, and to end before the peer's."""
 
     endpoint: Endpoint
     proven: bool
+    opening: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +76,18 @@ PeerAction = Probe | Exchange | PathChanged
 class PeerPath:
     """See the module. `route` is what to do with data now."""
 
-    def __init__(self, peer: NodeId, *, relay: bool, overlay: tuple[Prefix, ...]) -> None:
+    def __init__(self, peer: NodeId, *, relay: bool, overlay: tuple[Prefix, ...], way: Way = Way.AUTO) -> None:
+        """`relay`: it is connected."""
         self.peer = peer
         self.state = PathState.RELAYED
         self.best: Candidate | None = None
         self.candidates = CandidateTable()
-        self.route = Route(None, relay)
-        self._relay = relay
+        self.way = way
+        self._connected = relay
+        self.route = Route(None, self._relay)
         self._overlay = overlay
+        self.left = ""
+        """Why the last path was left although it answers, as long as that says why there is none."""
         self.awake = False
         """Data flowed in the last 45 s, as of the last event."""
         self._data_at = c.LONG_AGO
@@ -76,16 +98,36 @@ class PeerPath:
         """First data sent to `best` since it was heard."""
         self._unanswered_since: float | None = None
         """First data sent directly since any data came from the peer."""
+        self._relayed_since = self._relayed_at = c.LONG_AGO
+        """First and last data that came by relay, without a gap, since any came directly."""
+        self._checking_since: float | None = None
+        """`best` is asked, as the peer seems not to hear us, and has not answered."""
         self._attempt_at: float | None = None
         self._step = 0
+        self._opening_until = c.LONG_AGO
         self._next_attempt = c.LONG_AGO
         self._exchanged_at = c.LONG_AGO
 
     # --- what others ask ---
 
+    @property
+    def heard_at(self) -> float:
+        """When `best` was last heard."""
+        return self._heard_at
+
+    @property
+    def in_use(self) -> bool:
+        """Whether data goes to `best`."""
+        return self.state is PathState.DIRECT or self.state is PathState.DOUBTED
+
     def active(self, now: float) -> bool:
         """Whether data flowed lately."""
         return now < self._data_at + c.IDLE_AFTER
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether an attempt has gone on for a while, with data flowing, and nothing answered. What answers and is held back is no riddle."""
+        flows = now < self._data_at + c.FLOWS_WITHIN and not any(known.held(now) for known in self.candidates)
+        return flows and self.state is PathState.RELAYED and self._attempt_at is not None and now >= self._attempt_at + c.STUCK_AFTER
 
     def deadline(self, now: float) -> float | None:
         """When `on_timer` has something to do if nothing else happens."""
@@ -94,13 +136,15 @@ class PeerPath:
             times.append(self._attempt_at + probe_offset(self._step))
         elif self.active(now):
             times.append(max(self._next_attempt, now))
-        if self._in_use():
+        if self.in_use:
             times.append(self._heard_at + c.TRUST)
             probe_at = self._probe_best_at(now)
             if probe_at is not None:
                 times.append(probe_at)
             if self._waiting_since is not None and self.state is PathState.DIRECT:
                 times.append(self._waiting_since + self._doubt_after())
+            if self._checking_since is not None:
+                times.append(self._checking_since + self._check_time())
             if self._unanswered_since is not None:
                 times.append(max(self._unanswered_since + c.NO_DATA_AFTER, now + 1.0))
         elif self.state is PathState.ASLEEP and self._waiting_since is not None:
@@ -110,9 +154,12 @@ class PeerPath:
     # --- events ---
 
     def wake(self, now: float) -> list[PeerAction]:
-        """Somebody wants a path: find one, as for data."""
+        """Somebody wants a path: find one, as for data. After an idle time that does not wait for anything."""
+        if self.way is Way.RELAY:
+            return []
+        first = not self.active(now)
         self._data_at, self.awake = now, True
-        if self.state is not PathState.DIRECT and self._attempt_at is None and now >= self._next_attempt:
+        if self.state is not PathState.DIRECT and self._attempt_at is None and (first or now >= self._next_attempt):
             return self._begin_attempt(now)
         return []
 
@@ -125,55 +172,91 @@ class PeerPath:
             self._unanswered_since = now
         return self.wake(now)
 
+    def data_relayed(self, now: float) -> list[PeerAction]:
+        """Data was sent by relay to try it out, though there is a path: nothing is due from there."""
+        if self.state is PathState.DIRECT:
+            self._waiting_since = None
+        return self.wake(now)
+
+    def ask(self, now: float) -> list[PeerAction]:
+        """Data is about to go to `best` again: probe it."""
+        return [] if self.best is None else self._probe(self.best, now)
+
     def data_received(self, endpoint: Endpoint | None, now: float) -> list[PeerAction]:
         """An authenticated packet came from `endpoint`, or by relay (None)."""
         self._unanswered_since = None
-        best = self.best
-        if best is not None and endpoint == best.endpoint and self._in_use():
+        if self.state is PathState.DIRECT and self.best is not None and endpoint == self.best.endpoint:
             self._data_at, self.awake = now, True
+            self._relayed_at = c.LONG_AGO
             return self._heard(now)
-        seen = [] if endpoint is None else self._seen(endpoint, now)
-        return seen + self.wake(now)
+        found = self._relayed(now) if endpoint is None else self._seen(endpoint, now)
+        return found + self.wake(now)
 
     def ping_received(self, endpoint: Endpoint, now: float) -> list[PeerAction]:
         """The peer probes us from `endpoint` (the answer is the caller's): where we have no path, that is where to look for one."""
         if self.state is PathState.DIRECT and self.best is not None and self.best.endpoint == endpoint:
-            return []
+            return self._check(now)
         return self._seen(endpoint, now)
 
     def pong_received(self, endpoint: Endpoint, rtt_s: float, now: float) -> list[PeerAction]:
         """The answer to our probe to `endpoint`."""
         found = self.candidates.get(endpoint)
-        if found is None:
+        if found is None or self.way is Way.RELAY:
             return []
         found.answered_at, found.rtt_s = now, smooth(found.rtt_s, rtt_s)
         best = self.best
         if found is best:
+            self._checking_since = None
             return self._heard(now)
         if found.held(now):
             return []
         if self.state is PathState.DIRECT and best is not None and not is_better((endpoint, found.rtt_s), (best.endpoint, best.rtt_s or 0.0)):
             return []
-        self.best, self._heard_at, self._waiting_since, self._unanswered_since = found, now, None, None
+        self.best, self._heard_at, self._waiting_since, self._unanswered_since, self._checking_since = found, now, None, None, None
         return self._enter(PathState.DIRECT, f"{endpoint} answers in {found.rtt_s * 1000:.0f} ms")
+
+    def guessed(self, endpoint: Endpoint, now: float) -> None:
+        """One of many endpoints that were tried (spray.py) is about to answer: it is a candidate like others from now on."""
+        self.candidates.see(endpoint, now, self._overlay, None if self.best is None else self.best.endpoint)
 
     def told(self, endpoints: tuple[Endpoint, ...], now: float, *, wake: bool) -> list[PeerAction]:
         """The peer's candidates. `wake`: it asks to be probed now; else (a netmap) only new ones matter, and only while data flows."""
         new = self.candidates.tell(endpoints, now, self._overlay, None if self.best is None else self.best.endpoint)
         if self.state is PathState.DIRECT:
             return self._probe_all(now) if new and self.active(now) else []
-        return self._begin_attempt(now) if wake or (new and self.active(now)) else []
+        if wake and self.way is not Way.RELAY:
+            return self._begin_attempt(now, told=True)
+        return self._begin_attempt(now) if new and self.active(now) else []
 
     def relay_connected(self, connected: bool, now: float) -> list[PeerAction]:
-        """The relay can be used, or no more."""
-        self._relay = connected
+        """The relay can be used, by a new connection (what was told by the old one may be lost); or no more."""
+        self._connected = connected
+        if not connected:
+            self._release(slow_alone=True)
         actions = self._enter(self.state, "relay connected" if connected else "relay lost")
         if self.active(now) and self.state is not PathState.DIRECT:
-            actions += self._begin_attempt(now)
-        return actions
+            return actions + self._begin_attempt(now, always_exchange=connected)
+        return actions + (self._exchange(now) if connected and self.active(now) else [])
+
+    def set_way(self, way: Way, now: float) -> list[PeerAction]:
+        """What the user wants of the path."""
+        if way is self.way:
+            return []
+        self.way, why = way, "as the user set it"
+        if way is Way.RELAY:
+            self.best = self._waiting_since = self._unanswered_since = self._attempt_at = None
+            self._data_at, self.awake = c.LONG_AGO, False
+            return self._enter(PathState.RELAYED, why)
+        if way is Way.DIRECT:
+            self._release(slow_alone=True)
+        actions = self._enter(self.state, why)
+        return actions + self._begin_attempt(now) if self.active(now) and self.state is not PathState.DIRECT else actions
 
     def network_changed(self, now: float) -> list[PeerAction]:
         """Addresses changed, or the machine slept: what was proven may not hold."""
+        self._release()
+        for known in self.candidates:
+            known.held_times = 0
         actions: list[PeerAction] = []
         if self.state is PathState.DIRECT:
             if not self.active(now):
@@ -192,6 +275,21 @@ class PeerPath:
             return self._exchange(now)
         return self._begin_attempt(now, always_exchange=True)
 
+    def leave(self, why: str, now: float, *, slow: bool = False) -> list[PeerAction]:
+        """`best` is no good for data, though it answers: hold it back, where there is another way. `slow`: it carries some."""
+        if self.best is None or not self.in_use or not self._has_another_way(now):
+            return []
+        self.best.held_times += 1
+        self.best.held_until = now + hold_time(self.best.held_times)
+        self.best.slow, self.left = slow, why
+        return self._lost(why, now)
+
+    def _release(self, *, slow_alone: bool = False) -> None:
+        """End holds. Paths that carry less than the relay are good as soon as there is none, whatever else there is."""
+        for known in self.candidates:
+            if known.slow or not slow_alone:
+                known.held_until, known.slow = c.LONG_AGO, False
+
     def set_overlay(self, overlay: tuple[Prefix, ...]) -> None:
         """Addresses inside are nobody's candidates."""
         self._overlay = overlay
@@ -201,7 +299,7 @@ class PeerPath:
         """Do what is due."""
         self.awake = self.active(now)
         actions = self._judge(now)
-        if self._in_use():
+        if self.in_use:
             due = self._probe_best_at(now)
             if due is not None and due <= now and self.best is not None:
                 actions += self._probe(self.best, now)
@@ -209,30 +307,60 @@ class PeerPath:
 
     # --- judging the path in use ---
 
-    def _in_use(self) -> bool:
-        return self.state is PathState.DIRECT or self.state is PathState.DOUBTED
-
     def _judge(self, now: float) -> list[PeerAction]:
-        if self._in_use() and now >= self._heard_at + c.TRUST:
+        if self.in_use and now >= self._heard_at + c.TRUST:
             if self.active(now):
                 return self._lost("no answer", now)
             self._waiting_since = None
             return self._enter(PathState.ASLEEP, "idle")
         if self.state is PathState.ASLEEP and self._waiting_since is not None and now >= self._waiting_since + c.TRUST:
             return self._lost("no answer", now)
-        if self._carries_nothing(now) and self.best is not None:
-            self.best.held_times += 1
-            self.best.held_until = now + hold_time(self.best.held_times)
-            return self._lost("it answers probes but carries no data", now)
+        if self._carries_nothing(now):
+            return self.leave("it answers probes but carries no data", now)
         if self.state is PathState.DIRECT and self._waiting_since is not None and now >= self._waiting_since + self._doubt_after():
             return self._enter(PathState.DOUBTED, "no answer while sending") + self._begin_attempt(now)
+        if self._checking_since is not None and now >= self._checking_since + self._check_time():
+            return self._enter(PathState.DOUBTED, "the peer does not hear us there") + self._begin_attempt(now)
         return []
+
+    def _relayed(self, now: float) -> list[PeerAction]:
+        """Data came by relay. A peer that goes on so while we send directly has left the path, for a reason that probes don't show."""
+        if self.state is not PathState.DIRECT:
+            return []
+        if now > self._relayed_at + c.AVOIDED_GAP:
+            self._relayed_since = now
+        self._relayed_at = now
+        avoided = self._sent_at > now - c.AVOIDED_GAP and now >= self._relayed_since + c.AVOIDED_AFTER
+        if avoided and self._has_another_way(now):
+            return self.leave("the peer sends by relay alone", now)
+        return self._check(now)
+
+    def _check(self, now: float) -> list[PeerAction]:
+        """The peer asks `best`'s end, or sends by relay: what goes to `best` may not arrive, whatever comes from there. Ask, unless it answered just now."""
+        best = self.best
+        if self.state is not PathState.DIRECT or best is None or self._checking_since is not None or not self.active(now):
+            return []
+        if now < best.answered_at + c.ANSWER_DUE or now < best.probed_at + c.PROBE_GAP:
+            return []
+        self._checking_since = now
+        return self._probe(best, now)
+
+    def _check_time(self) -> float:
+        return check_time(None if self.best is None else self.best.rtt_s)
 
     def _carries_nothing(self, now: float) -> bool:
         """Whether `best` swallows data, and there is another way to try."""
         since = self._unanswered_since
-        if since is None or not self._in_use() or now < since + c.NO_DATA_AFTER or self._sent_at - since < c.NO_DATA_SENDING:
+        if since is None or not self.in_use or now < since + c.NO_DATA_AFTER or self._sent_at - since < c.NO_DATA_SENDING:
             return False
+        return self._has_another_way(now)
+
+    @property
+    def _relay(self) -> bool:
+        """Whether data may go by relay."""
+        return self._connected and self.way is not Way.DIRECT
+
+    def _has_another_way(self, now: float) -> bool:
         return self._relay or any(known is not self.best and known.proven(now) and not known.held(now) for known in self.candidates)
 
     def _lost(self, why: str, now: float) -> list[PeerAction]:
@@ -240,7 +368,7 @@ class PeerPath:
         left, self.best, self._waiting_since, self._unanswered_since = self.best, None, None, None
         others = [known for known in self.candidates.ordered() if known is not left and known.proven(now) and not known.held(now)]
         if others:
-            self.best, self._heard_at = others[0], others[0].answered_at
+            self.best, self._heard_at, self._checking_since = others[0], others[0].answered_at, None
             return self._enter(PathState.DIRECT, why)
         return self._enter(PathState.RELAYED, why) + self._begin_attempt(now)
 
@@ -257,8 +385,10 @@ class PeerPath:
         """When `best` is asked next if it says nothing."""
         if self.best is None:
             return None
+        if self._checking_since is not None:
+            return self.best.probed_at + c.PROBE_GAP
         if self._waiting_since is not None:
-            return max(self._waiting_since, self.best.probed_at) + c.ANSWER_DUE
+            return max(self._waiting_since + c.ANSWER_DUE, self.best.probed_at + c.ANSWER_RETRY)
         if self.state is PathState.DOUBTED:
             return self.best.probed_at + c.ANSWER_DUE
         if not self.active(now):
@@ -268,11 +398,17 @@ class PeerPath:
     def _enter(self, state: PathState, why: str) -> list[PeerAction]:
         """Change state and route together."""
         self.state = state
+        if state is PathState.DIRECT:
+            self.left = ""
+        else:
+            self._checking_since, self._relayed_at = None, c.LONG_AGO
         endpoint = None if self.best is None or state is PathState.RELAYED else self.best.endpoint
         old = self.route
         match state:
             case PathState.RELAYED:
                 self.route = Route(None, self._relay)
+                if not self._relay:  # the worst path is better than none
+                    self._release()
             case PathState.DIRECT:
                 self.route = Route(endpoint, False)
             case PathState.DOUBTED:
@@ -283,9 +419,12 @@ class PeerPath:
 
     # --- attempts ---
 
-    def _begin_attempt(self, now: float, *, always_exchange: bool = False) -> list[PeerAction]:
-        """Probe all candidates now and some times more, and let the peer do the same."""
+    def _begin_attempt(self, now: float, *, always_exchange: bool = False, told: bool = False) -> list[PeerAction]:
+        """Probe all candidates now and some times more, and let the peer do the same. `told`: it has begun."""
         self._attempt_at, self._step = now, 0
+        if not any(known.held(now) for known in self.candidates):
+            self.left = ""
+        self._opening_until = now + c.OPENING if self._connected and not told else c.LONG_AGO
         self._next_attempt = now + c.ATTEMPT_INTERVAL
         actions = self._exchange(now) if always_exchange or now - self._exchanged_at >= c.EXCHANGE_GAP else []
         return actions + self._go_on(now)
@@ -308,10 +447,11 @@ class PeerPath:
         return actions
 
     def _attempt_ends(self, now: float) -> bool:
-        """Whether no further round follows: after the first five where there is a path or no data, after 32 s where there is a relay."""
+        """Whether no further round follows: after the first five where there is a path or no data, after 32 s where there is a relay, by which the
+        next one is told to the peer."""
         if self._step < len(c.PROBE_OFFSETS):
             return False
-        return self.state is PathState.DIRECT or not self.active(now) or (self._relay and probe_offset(self._step) > c.ATTEMPT_LENGTH)
+        return self.state is PathState.DIRECT or not self.active(now) or (self._connected and probe_offset(self._step) > c.ATTEMPT_LENGTH)
 
     def _look_again(self, now: float) -> list[PeerAction]:
         if self.state is not PathState.DIRECT:
@@ -320,10 +460,20 @@ class PeerPath:
         return self._probe_all(now)
 
     def _probe_all(self, now: float) -> list[PeerAction]:
-        return [action for known in self.candidates.ordered() if not known.held(now) for action in self._probe(known, now)]
+        return [action for known in self.candidates.ordered() if not known.held(now) for action in self._open_or_probe(known, now)]
+
+    def _open_or_probe(self, known: Candidate, now: float) -> list[PeerAction]:
+        """While the peer may not have sent here yet, only open our own side. IPv6 too, though no port is lost there: the better one shall not come last."""
+        endpoint = known.endpoint
+        if now >= self._opening_until or known.proven(now) or is_private(endpoint):
+            return self._probe(known, now)
+        if now < known.opened_at + c.PROBE_GAP:
+            return []
+        known.opened_at = now
+        return [Probe(endpoint, False, opening=True)]
 
     def _probe(self, known: Candidate, now: float) -> list[PeerAction]:
-        if now - known.probed_at < c.PROBE_GAP:
+        if now < known.probed_at + c.PROBE_GAP:
             return []
         known.probed_at = now
         return [Probe(known.endpoint, known.proven(now))]
@@ -331,6 +481,6 @@ class PeerPath:
     def _seen(self, endpoint: Endpoint, now: float) -> list[PeerAction]:
         """Something authentic came from `endpoint`: a candidate, probed at once unless it is known well enough."""
         known = self.candidates.see(endpoint, now, self._overlay, None if self.best is None else self.best.endpoint)
-        if known is None or known.held(now) or (self.state is PathState.DIRECT and now - known.probed_at < c.HEARTBEAT):
+        if known is None or known.held(now) or self.way is Way.RELAY or (self.state is PathState.DIRECT and now - known.probed_at < c.HEARTBEAT):
             return []
         return self._probe(known, now)

@@ -11,12 +11,15 @@ from calnet.wire.discovery import TOKEN_SIZE
 
 
 class Pending(NamedTuple):
-    """To whom a ping went and when; `endpoint` None if by relay alone. `explicit`: somebody waits for this one."""
+    """To whom a ping went and when; `endpoint` None if by relay alone. `explicit`: somebody waits for this one. `guess`: `endpoint` is no candidate yet.
+    `size`: of a packet inside the tunnel whose datagram is as long as this ping's (mtu.py), 0 for an ordinary one."""
 
     peer: NodeId
     endpoint: Endpoint | None
     sent_at: float
     explicit: bool
+    guess: bool = False
+    size: int = 0
 
 
 class Pings:
@@ -31,7 +34,7 @@ class Pings:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def new(self, peer: NodeId, endpoint: Endpoint | None, now: float, *, explicit: bool = False) -> bytes:
+    def new(self, peer: NodeId, endpoint: Endpoint | None, now: float, *, explicit: bool = False, guess: bool = False, size: int = 0) -> bytes:
         """The token of a ping that is sent now."""
         while self._pending:
             oldest = next(iter(self._pending))
@@ -39,7 +42,7 @@ class Pings:
                 break
             del self._pending[oldest]
         token = self._random(TOKEN_SIZE)
-        self._pending[token] = Pending(peer, endpoint, now, explicit)
+        self._pending[token] = Pending(peer, endpoint, now, explicit, guess, size)
         return token
 
     def answered(self, token: bytes, peer: NodeId, now: float) -> Pending | None:

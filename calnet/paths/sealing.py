@@ -31,12 +31,16 @@ class _Keys:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An authentic message: `own` is the identity of ours that it was sealed to, `theirs` the peer's key; answer with the same two."""
+    """An authentic message: `own` is the identity of ours that it was sealed to, `theirs` the peer's key; answer with the same two.
+
+    `length` is that of its datagram, in bytes: where the source may be forged, no answer is longer.
+    """
 
     peer: NodeId
     message: DiscoveryMessage
     own: Identity
     theirs: DiscoveryKey
+    length: int
 
 
 class Sealer:
@@ -91,7 +95,7 @@ class Sealer:
                 message = open_message(self._box(keys, own, sealed.sender), sealed)
             except RemoteError:
                 continue
-            return Opened(peer, message, own, sealed.sender) if message.node_key in keys.node else None
+            return Opened(peer, message, own, sealed.sender, len(datagram)) if message.node_key in keys.node else None
         return None
 
     def _seal(self, keys: _Keys, own: Identity, theirs: DiscoveryKey, message: DiscoveryMessage) -> bytes | None:

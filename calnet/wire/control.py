@@ -30,6 +30,7 @@ Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 ShortText = Annotated[str, msgspec.Meta(max_length=255)]
 Endpoints = Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=MAX_ENDPOINTS)]
 RouteTexts = Annotated[tuple[ShortText, ...], msgspec.Meta(max_length=MAX_ROUTES)]
+CapabilityTexts = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=40)], ...], msgspec.Meta(max_length=16)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="t", tag=True, omit_defaults=True):
@@ -54,12 +55,19 @@ class Register(Message, frozen=True):
     version: ShortText = ""
     auth_key: ShortText = ""
     routes: RouteTexts = ()
+    capabilities: CapabilityTexts = ()
 
 
 class Subscribe(Message, frozen=True):
-    """Begin the netmap stream. `version` is the netmap the node holds, 0 for none. Only an active node is served; others get it once they are."""
+    """Begin the netmap stream. `version` is the netmap the node holds, 0 for none. Only an active node is served; others get it once they are.
+
+    `software` is Calnet's version (None leaves what is known) and `capabilities` the protocol extensions that the node has now: its program may have been
+    replaced, by an older one too, since it registered. None of them is what a program says that knows of none.
+    """
 
     version: int = 0
+    software: ShortText | None = None
+    capabilities: CapabilityTexts | None = None
 
 
 class Update(Message, frozen=True):
@@ -127,13 +135,15 @@ class Welcome(Message, frozen=True):
 class State(Message, frozen=True):
     """Where this machine stands: `unregistered`, `pending` (with the approval code), `active`, `expired`, `disabled`. Sent on each change.
 
-    `login_url` is where a person signs in for a pending machine, empty without single sign-on.
+    `login_url` is where a person signs in for a pending machine, empty without single sign-on; `user_code` is what has to be entered there, empty where the
+    URL says it.
     """
 
     state: str
     code: str = ""
     request: int = 0
     login_url: str = ""
+    user_code: str = ""
 
 
 class Registered(Message, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
@@ -16,12 +17,14 @@ from calnet.errors import WireError
 from calnet.model import Address, Endpoint, Prefix
 
 PACKED_SIZE: Final = 19
+_KEPT: Final = 1024
+"""Answers that are kept: nodes ask of the same few endpoints again and again."""
 _PACKED: Final = struct.Struct("!B16sH")
 _FAMILY_4: Final = 4
 _FAMILY_6: Final = 6
 _NO_UNICAST: Final = (IPv4Network("0.0.0.0/8"), IPv4Network("240.0.0.0/4"))
 """This network, and the reserved block with the limited broadcast (RFC 6890)."""
-_PRIVATE: Final = tuple(ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+_PRIVATE: Final = tuple(ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "192.0.0.0/24", "fc00::/7"))
 
 
 def address_of(packed: bytes) -> Address:
@@ -59,6 +62,7 @@ def parse_endpoints(texts: tuple[str, ...]) -> tuple[Endpoint, ...]:
     return tuple(parse_endpoint(text) for text in texts)
 
 
+@lru_cache(_KEPT)
 def pack_endpoint(endpoint: Endpoint) -> bytes:
     """19 bytes. WireError if `endpoint` holds no IP address, a zone, or a port outside 1 to 65,535."""
     if not 0 < endpoint.port < 65_536 or "%" in endpoint.host:
@@ -70,6 +74,7 @@ def pack_endpoint(endpoint: Endpoint) -> bytes:
     return _PACKED.pack(_FAMILY_4 if address.version == 4 else _FAMILY_6, address.packed, endpoint.port)
 
 
+@lru_cache(_KEPT)
 def unpack_endpoint(packed: bytes) -> Endpoint:
     """The endpoint in exactly 19 bytes; WireError for anything else."""
     if len(packed) != PACKED_SIZE:
@@ -80,6 +85,7 @@ def unpack_endpoint(packed: bytes) -> Endpoint:
     return Endpoint(str(address_of(host[:4] if family == _FAMILY_4 else host)), port)
 
 
+@lru_cache(_KEPT)
 def source_network(host: str, *, v4_bits: int = 32) -> bytes:
     """What counts as one source where sources are bounded: an IPv4 address (or its first `v4_bits`), an IPv6 /64 (whoever has one address there has all).
 
@@ -118,6 +124,11 @@ def is_candidate(endpoint: Endpoint, overlay: Iterable[Prefix] = ()) -> bool:
 
 
 def is_private(endpoint: Endpoint) -> bool:
-    """Whether the address is of a site's own (RFC 1918, RFC 6598, unique local IPv6): a LAN's, if it is anyone's."""
-    address = ipaddress.ip_address(endpoint.host)
+    """Whether the address is of a site's or its provider's own (RFC 1918, RFC 6598, RFC 6333's 192.0.0.0/24, unique local IPv6): nobody's outside."""
+    return _is_private(endpoint.host)
+
+
+@lru_cache(_KEPT)
+def _is_private(host: str) -> bool:
+    address = ipaddress.ip_address(host)
     return any(address in prefix for prefix in _PRIVATE)

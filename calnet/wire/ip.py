@@ -146,33 +146,46 @@ def is_usable_source(address: bytes) -> bool:
     return address[:12] not in (bytes(12), b"\0\0\0\0\0\0\0\0\0\0\xff\xff")
 
 
-def unreachable(packet: Buffer, source: bytes) -> bytes | None:
-    """The ICMP "host unreachable" (IPv6: "address unreachable") from `source` to the sender of `packet`; None where none may be sent.
+def unreachable(packet: Buffer) -> bytes | None:
+    """The ICMP "host unreachable" (IPv6: "address unreachable") to the sender of `packet`; None where none may be sent.
 
     None: `packet` is damaged, not a first fragment, itself an ICMP error or unknown ICMP type, or goes to or comes from no single host (RFC 1122 section
-    3.2.2, RFC 4443 section 2.4). `source` is packed, of the packet's family.
+    3.2.2, RFC 4443 section 2.4). It comes from the packet's destination: Linux takes none from an address of its own.
     """
+    return _told(packet, 3, 1) if packet[:1] and packet[0] >> 4 == 4 else _told(packet, 1, 3)
+
+
+def too_big(packet: Buffer, mtu: int) -> bytes | None:
+    """The ICMP "fragmentation needed" (RFC 1191; IPv6: "packet too big", RFC 4443 section 3.2) to the sender of `packet`; None and source as above."""
+    return _told(packet, 3, 4, mtu) if packet[:1] and packet[0] >> 4 == 4 else _told(packet, 2, 0, mtu)
+
+
+def may_be_fragmented(packet: Buffer) -> bool:
+    """Whether this is an IPv4 packet without "don't fragment"."""
+    return packet[0] >> 4 == 4 and not packet[6] & 0x40
+
+
+def _told(packet: Buffer, kind: int, code: int, word: int = 0) -> bytes | None:
+    """An ICMP error about `packet` to its sender."""
     try:
         length = packet_length(packet)
     except WireError:
         return None
     back, target = source_of(packet), destination_of(packet)
-    if len(source) != len(back) or not is_usable_source(back) or not is_usable_source(target):
+    if not is_usable_source(back) or not is_usable_source(target):
         return None
-    quote = bytes(packet[: min(length, ICMP_QUOTE)])
     if packet[0] >> 4 == 4:
         header = (packet[0] & 15) * 4
         if packet[6] & 0x1F or packet[7] or (packet[9] == Protocol.ICMP and (length <= header or packet[header] not in (0, 8))):
             return None
-        return icmp_error(3, 1, quote, source, back)
-    if packet[6] == Protocol.ICMPV6 and (length <= IPV6_HEADER_SIZE or packet[IPV6_HEADER_SIZE] < 128):
+    elif packet[6] == Protocol.ICMPV6 and (length <= IPV6_HEADER_SIZE or packet[IPV6_HEADER_SIZE] < 128):
         return None
-    return icmp_error(1, 3, quote, source, back)
+    return icmp_error(kind, code, bytes(packet[: min(length, ICMP_QUOTE)]), target, back, word)
 
 
-def icmp_error(kind: int, code: int, quote: bytes, source: bytes, target: bytes) -> bytes:
-    """The IP packet of an ICMP error (of ICMPv6 where the packed addresses are IPv6), its second word zero, from `source` to `target`."""
-    body = bytearray(bytes((kind, code)) + bytes(6) + quote)
+def icmp_error(kind: int, code: int, quote: bytes, source: bytes, target: bytes, word: int = 0) -> bytes:
+    """The IP packet of an ICMP error (of ICMPv6 where the packed addresses are IPv6), `word` its second one, from `source` to `target`."""
+    body = bytearray(bytes((kind, code)) + bytes(2) + word.to_bytes(4, "big") + quote)
     if len(source) == 4:
         body[2:4] = checksum(body).to_bytes(2, "big")
         ip = bytearray(struct.pack(">BBHHHBBH4s4s", 0x45, 0xC0, 20 + len(body), 0, 0, 64, Protocol.ICMP, 0, source, target))

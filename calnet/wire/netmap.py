@@ -6,17 +6,14 @@ Texts that do not parse raise WireError, and nothing else does.
 from __future__ import annotations
 
 import ipaddress
-from typing import Final
+from typing import cast
+
+import msgspec
 
 from calnet.errors import WireError
 from calnet.model import Address, DiscoveryKey, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, PortRange, Prefix, Relay, SelfNode
 from calnet.wire import control
 from calnet.wire.endpoints import parse_endpoints
-
-MAX_KEPT: Final = 8192
-"""Wire forms of peers that are kept. About a kilobyte each."""
-_kept: dict[int, tuple[Peer, control.WirePeer]] = {}
-"""By the identity of the value, which the entry holds, so that no other gets it: hashing a peer takes longer than all the rest of sending it."""
 
 
 def _address(text: str) -> Address:
@@ -42,16 +39,7 @@ def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
 
 
 def wire_peer(peer: Peer) -> control.WirePeer:
-    """model.Peer → WirePeer. Kept, as a server tells each of its nodes of the very same peers."""
-    kept = _kept.get(id(peer))
-    if kept is None:
-        if len(_kept) >= MAX_KEPT:
-            _kept.clear()
-        kept = _kept[id(peer)] = peer, _wire_peer(peer)
-    return kept[1]
-
-
-def _wire_peer(peer: Peer) -> control.WirePeer:
+    """model.Peer → control.WirePeer."""
     return control.WirePeer(
         id=peer.id,
         name=peer.name,
@@ -73,6 +61,16 @@ def _wire_peer(peer: Peer) -> control.WirePeer:
         kind=peer.kind.value,
         capabilities=peer.capabilities,
     )
+
+
+def peer_bytes(peer: Peer) -> bytes:
+    """The peer as messages carry it."""
+    return msgspec.msgpack.encode(wire_peer(peer))
+
+
+def encoded_peer(peer: Peer) -> control.WirePeer:
+    """`peer_bytes` in a form that messages take and copy, so that it is made once for all who are told: its fields can't be read."""
+    return cast(control.WirePeer, msgspec.Raw(peer_bytes(peer)))
 
 
 def model_peer(peer: control.WirePeer) -> Peer:
@@ -147,11 +145,16 @@ def _model_rule(rule: control.WireRule) -> FilterRule:
 
 def wire_netmap(netmap: Netmap) -> control.NetmapFull:
     """model.Netmap → control.NetmapFull."""
+    return full(netmap, netmap.version, tuple(wire_peer(peer) for peer in netmap.peers))
+
+
+def full(netmap: Netmap, version: int, peers: tuple[control.WirePeer, ...]) -> control.NetmapFull:
+    """The whole netmap of that version, with these peers instead of the value's own."""
     return control.NetmapFull(
-        version=netmap.version,
+        version=version,
         self=wire_self(netmap.self),
         prefixes=_texts(netmap.prefixes),
-        peers=tuple(wire_peer(peer) for peer in netmap.peers),
+        peers=peers,
         filter=tuple(wire_rule(rule) for rule in netmap.filter),
         reject=netmap.reject,
         relays=tuple(relay.url for relay in netmap.relays),
@@ -173,30 +176,22 @@ def model_netmap(message: control.NetmapFull) -> Netmap:
     )
 
 
-def difference(old: Netmap, new: Netmap) -> control.NetmapDelta:
-    """The delta that `apply` turns `old` into `new` with."""
-    put, removed = _changed(old.peers, new.peers)
+def delta(
+    old: Netmap | None, new: Netmap, *, since: int, version: int, put: tuple[control.WirePeer, ...] = (), removed: tuple[int, ...] = ()
+) -> control.NetmapDelta:
+    """The delta by which `apply` gets from `old` (None: unknown) to `new`, but for the peers: those to put and to remove are given."""
     return control.NetmapDelta(
-        since=old.version,
-        version=new.version,
-        put=tuple(wire_peer(peer) for peer in put),
+        since=since,
+        version=version,
+        put=put,
         removed=removed,
-        self=wire_self(new.self) if new.self != old.self else None,
-        prefixes=_texts(new.prefixes) if new.prefixes != old.prefixes else None,
-        filter=tuple(wire_rule(rule) for rule in new.filter) if new.filter != old.filter else None,
-        reject=new.reject if new.reject != old.reject else None,
-        relays=tuple(relay.url for relay in new.relays) if new.relays != old.relays else None,
-        stun=new.stun if new.stun != old.stun else None,
+        self=wire_self(new.self) if old is None or new.self != old.self else None,
+        prefixes=_texts(new.prefixes) if old is None or new.prefixes != old.prefixes else None,
+        filter=tuple(wire_rule(rule) for rule in new.filter) if old is None or new.filter != old.filter else None,
+        reject=new.reject if old is None or new.reject != old.reject else None,
+        relays=tuple(relay.url for relay in new.relays) if old is None or new.relays != old.relays else None,
+        stun=new.stun if old is None or new.stun != old.stun else None,
     )
-
-
-def _changed(old: tuple[Peer, ...], new: tuple[Peer, ...]) -> tuple[list[Peer], tuple[int, ...]]:
-    """(peers that are new or other than before, ids that are gone). Where the same peers stand on both sides, which is the rule, one walk tells."""
-    if len(old) == len(new) and all(before is after or before.id == after.id for before, after in zip(old, new, strict=True)):
-        return [after for before, after in zip(old, new, strict=True) if before is not after and before != after], ()
-    held = {peer.id: peer for peer in old}
-    put = [peer for peer in new if (before := held.get(peer.id)) is not peer and before != peer]
-    return put, tuple(sorted(held.keys() - {peer.id for peer in new}))
 
 
 def apply(netmap: Netmap, delta: control.NetmapDelta) -> Netmap:

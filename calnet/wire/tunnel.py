@@ -1,4 +1,4 @@
-"""Tunnel datagrams: the four messages of WireGuard (WireGuard paper, section 5.4), bytes ↔ values; and what kind a datagram is.
+"""Tunnel datagrams: the four messages of WireGuard (WireGuard paper, section 5.4) and Calnet's own, bytes ↔ values; and what kind a datagram is.
 
 All integers are little-endian. `tag` is an AEAD's 16 bytes.
 
@@ -6,6 +6,8 @@ All integers are little-endian. `tag` is an AEAD's 16 bytes.
     2 response, 92 bytes       type u8, 3 zero bytes, sender u32, receiver u32, ephemeral 32, nothing + tag, mac1 16, mac2 16
     3 cookie reply, 64 bytes   type u8, 3 zero bytes, receiver u32, nonce 24, cookie 16 + tag
     4 transport, 32 or more    type u8, 3 zero bytes, receiver u32, counter u64, packet + tag
+    5 chunk, 61 or more        type u8, 3 bytes of tunnel/chunks.py, receiver u32, counter u64, chunk and trailer + tag
+    6 and 7                    as 1 and 2, of a handshake with AES-256-GCM: its session's types 4 and 5 are under that AEAD too
 
 Of an initiation and a response, everything between the indices and mac1 is one Noise message. mac1 covers all before it, mac2 all before it, mac1
 included. Parsers take the whole datagram, raise WireError for anything that is not exactly such a message, and check no cryptography.
@@ -18,18 +20,22 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from calnet.crypto.aead import Aead
 from calnet.errors import WireError
 from calnet.model import Buffer
 from calnet.wire import stun
 
 
 class MessageType(enum.IntEnum):
-    """The first byte. Further data types (another AEAD, segments) get numbers of their own from 5 on; 1 to 4 stay as they are."""
+    """The first byte. 1 to 4 are WireGuard's; the others are for peers that announce them."""
 
     INITIATION = 1
     RESPONSE = 2
     COOKIE_REPLY = 3
     TRANSPORT = 4
+    CHUNK = 5
+    INITIATION_AES = 6
+    RESPONSE_AES = 7
 
 
 class DatagramKind(enum.Enum):
@@ -59,29 +65,40 @@ _TRANSPORT_HEADER = struct.Struct("<IIQ")
 DISCOVERY_MAGIC: Final = b"\xca\x17"
 """A discovery message's first bytes. As a tunnel type 0xca is unused, and STUN's first two bits are zero."""
 
-_HANDSHAKE_SIZES: Final = {MessageType.INITIATION: INITIATION_SIZE, MessageType.RESPONSE: RESPONSE_SIZE, MessageType.COOKIE_REPLY: COOKIE_REPLY_SIZE}
+_HANDSHAKE_SIZES: Final = {
+    MessageType.INITIATION: INITIATION_SIZE,
+    MessageType.RESPONSE: RESPONSE_SIZE,
+    MessageType.COOKIE_REPLY: COOKIE_REPLY_SIZE,
+    MessageType.INITIATION_AES: INITIATION_SIZE,
+    MessageType.RESPONSE_AES: RESPONSE_SIZE,
+}
+_INITIATIONS: Final = {Aead.CHACHA20_POLY1305: MessageType.INITIATION, Aead.AES_256_GCM: MessageType.INITIATION_AES}
+_RESPONSES: Final = {Aead.CHACHA20_POLY1305: MessageType.RESPONSE, Aead.AES_256_GCM: MessageType.RESPONSE_AES}
+_AEAD_OF: Final = {int(kind): aead for kinds in (_INITIATIONS, _RESPONSES) for aead, kind in kinds.items()}
 _TRANSPORT_START: Final = b"\4\0\0\0"
 
 
 @dataclass(frozen=True, slots=True)
 class Initiation:
-    """Type 1. `noise` is the first Noise message, 108 bytes."""
+    """Type 1, or 6. `noise` is the first Noise message, 108 bytes."""
 
     sender: int
     noise: bytes
     mac1: bytes
     mac2: bytes
+    aead: Aead = Aead.CHACHA20_POLY1305
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Type 2. `noise` is the second Noise message, 48 bytes; `receiver` the initiation's `sender`."""
+    """Type 2, or 7. `noise` is the second Noise message, 48 bytes; `receiver` the initiation's `sender`."""
 
     sender: int
     receiver: int
     noise: bytes
     mac1: bytes
     mac2: bytes
+    aead: Aead = Aead.CHACHA20_POLY1305
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +131,15 @@ def classify(datagram: Buffer) -> DatagramKind:
 
 
 def parse_handshake(datagram: Buffer) -> HandshakeMessage:
-    """The message of type 1, 2 or 3 that the whole datagram is; WireError if it is none."""
+    """The message of type 1, 2, 3, 6 or 7 that the whole datagram is; WireError if it is none."""
     if len(datagram) == INITIATION_SIZE:
         kind, sender, noise, mac1, mac2 = _INITIATION.unpack(datagram)
-        if kind == MessageType.INITIATION:
-            return Initiation(sender, noise, mac1, mac2)
+        if kind in _INITIATIONS.values():
+            return Initiation(sender, noise, mac1, mac2, _AEAD_OF[kind])
     elif len(datagram) == RESPONSE_SIZE:
         kind, sender, receiver, noise, mac1, mac2 = _RESPONSE.unpack(datagram)
-        if kind == MessageType.RESPONSE:
-            return Response(sender, receiver, noise, mac1, mac2)
+        if kind in _RESPONSES.values():
+            return Response(sender, receiver, noise, mac1, mac2, _AEAD_OF[kind])
     elif len(datagram) == COOKIE_REPLY_SIZE:
         kind, receiver, nonce, sealed = _COOKIE_REPLY.unpack(datagram)
         if kind == MessageType.COOKIE_REPLY:
@@ -130,23 +147,23 @@ def parse_handshake(datagram: Buffer) -> HandshakeMessage:
     raise WireError("not a handshake message of the tunnel")
 
 
-def initiation_body(sender: int, noise: bytes) -> bytes:
+def initiation_body(sender: int, noise: bytes, aead: Aead = Aead.CHACHA20_POLY1305) -> bytes:
     """An initiation up to mac1."""
-    return _INITIATION.pack(MessageType.INITIATION, sender, noise, b"", b"")[: -2 * MAC_SIZE]
+    return _INITIATION.pack(_INITIATIONS[aead], sender, noise, b"", b"")[: -2 * MAC_SIZE]
 
 
-def response_body(sender: int, receiver: int, noise: bytes) -> bytes:
+def response_body(sender: int, receiver: int, noise: bytes, aead: Aead = Aead.CHACHA20_POLY1305) -> bytes:
     """A response up to mac1."""
-    return _RESPONSE.pack(MessageType.RESPONSE, sender, receiver, noise, b"", b"")[: -2 * MAC_SIZE]
+    return _RESPONSE.pack(_RESPONSES[aead], sender, receiver, noise, b"", b"")[: -2 * MAC_SIZE]
 
 
 def build_handshake(message: HandshakeMessage) -> bytes:
     """The datagram that `parse_handshake` turns into `message`."""
     match message:
         case Initiation():
-            return _INITIATION.pack(MessageType.INITIATION, message.sender, message.noise, message.mac1, message.mac2)
+            return _INITIATION.pack(_INITIATIONS[message.aead], message.sender, message.noise, message.mac1, message.mac2)
         case Response():
-            return _RESPONSE.pack(MessageType.RESPONSE, message.sender, message.receiver, message.noise, message.mac1, message.mac2)
+            return _RESPONSE.pack(_RESPONSES[message.aead], message.sender, message.receiver, message.noise, message.mac1, message.mac2)
         case CookieReply():
             return _COOKIE_REPLY.pack(MessageType.COOKIE_REPLY, message.receiver, message.nonce, message.sealed)
 

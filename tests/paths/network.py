@@ -192,7 +192,7 @@ class World:
             host.done.append((self.now, effect))
             match effect:
                 case SendDatagram():
-                    self._datagram(host, effect.endpoint, effect.data)
+                    self._datagram(host, effect.endpoint, effect.data, ends=effect.hops is not None)
                 case SendRelayed():
                     self._relayed(host, effect.peer, effect.data)
                 case SendCandidates():
@@ -210,13 +210,14 @@ class World:
         if host.relay and other.relay:
             self.at(self.now + RELAY_DELAY, lambda: self._arrive(other, Source(None, host.id), data))
 
-    def _datagram(self, host: Host, to: Endpoint, data: bytes) -> None:
+    def _datagram(self, host: Host, to: Endpoint, data: bytes, *, ends: bool = False) -> None:
+        """`ends`: on the way, beyond this side's NAT."""
         local = [other for other in self.hosts.values() if other.site is host.site and other.address == to]
         if local:
             self.at(self.now + DELAY / 4, lambda: self._arrive(local[0], Source(host.address, None), data))
             return
         source = host.site.outbound(host.address, to)
-        if source is None or self.drop(source, to, data):
+        if source is None or ends or self.drop(source, to, data):
             return
         if to == STUN_SERVER:
             answer = stun.answer(data, source)

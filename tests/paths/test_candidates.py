@@ -68,6 +68,38 @@ def test_seen_sources_are_capped_at_eight_beside_the_told() -> None:
     assert table.see(Endpoint("127.0.0.1", 1), 200.0, ()) is None
 
 
+def test_seen_sources_that_are_told_afterwards_count_among_the_told() -> None:
+    table = CandidateTable()
+    keep = public(1)
+    table.see(keep, 0.0, ())
+    for number in range(1, 200):
+        table.see(public(number), float(number), (), keep)
+        table.tell([public(number)], float(number), (), keep)
+        assert table.get(public(number)) is not None
+        assert len(table) == min(number, c.MAX_TOLD)
+    assert table.get(keep) is not None
+
+
+def test_candidate_of_a_crowded_address_costs_no_other_addresses_place() -> None:
+    table = CandidateTable()
+    table.tell([public(number) for number in range(1, 29)], 0.0, ())
+    table.tell([public(100, port) for port in range(1, 5)], 1.0, ())
+    assert len(table) == 32
+    table.tell([public(100, 5)], 2.0, ())
+    assert len(table) == 32
+    assert table.get(public(100, 1)) is None
+
+
+def test_new_candidate_costs_none_that_is_named_with_it() -> None:
+    table = CandidateTable()
+    table.tell([public(number) for number in range(1, 33)], 0.0, ())
+    first = table.get(public(1))
+    table.tell([public(100), *(public(number) for number in range(1, 32))], 1.0, ())
+    assert table.get(public(1)) is first
+    assert table.get(public(32)) is None
+    assert len(table) == 32
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(1, 8)), max_size=200))
 def test_table_is_bounded_whatever_is_named(script: list[tuple[bool, int, int]]) -> None:
     table = CandidateTable()
@@ -78,7 +110,7 @@ def test_table_is_bounded_whatever_is_named(script: list[tuple[bool, int, int]])
             table.tell([public(number, port)], float(now), (), keep)
         else:
             table.see(public(number, port), float(now), (), keep)
-        assert len(table) <= c.MAX_TOLD + 2 * c.MAX_SEEN
+        assert len(table) <= c.MAX_TOLD + c.MAX_SEEN
         assert table.get(keep) is not None
         assert max(sum(other.host == one.host for other in endpoints(table)) for one in endpoints(table)) <= c.MAX_PER_HOST
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -15,6 +16,7 @@ from calnet.errors import InvalidError, NotFoundError
 from calnet.model import DiscoveryKey, Endpoint, NodeId, NodeKey, Peer, PeerKind, Source
 from calnet.paths import constants as c
 from calnet.paths.effects import NOWHERE, PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
+from calnet.paths.way import Way
 from tests.paths.network import STUN_SERVER, Host, Nat, Site, World
 
 RELAY = Route(None, True)
@@ -109,11 +111,11 @@ def test_without_server_and_relay_the_last_endpoints_are_tried_and_get_handshake
     world.perform(a, a.paths.set_peers([world.peer(b, (Endpoint("203.0.113.77", 1), b.address))], world.now))
     world.perform(b, b.paths.set_peers([world.peer(a)], world.now))
     assert a.paths.route(b.id) == NOWHERE
-    assert a.paths.handshake_targets(b.id) == (Endpoint("203.0.113.77", 1), b.address)
+    assert a.paths.handshake_targets(b.id, world.now) == (Endpoint("203.0.113.77", 1), b.address)
     assert a.paths.report(b.id).path == "none"
     world.run_sending(a, b, 0.5)
     assert a.paths.route(b.id) == Route(b.address, False)
-    assert a.paths.handshake_targets(b.id) == ()
+    assert a.paths.handshake_targets(b.id, world.now) == ()
     assert_data_only_to_proven(a)
 
 
@@ -145,7 +147,8 @@ def test_relay_that_comes_back_starts_an_attempt_at_once() -> None:
     world.perform(a, a.paths.relay_connected(True, world.now))
     assert a.effects(SendCandidates, since)
     assert a.paths.route(b.id) == RELAY
-    assert a.paths.relay_connected(True, world.now) == []
+    again = a.paths.relay_connected(True, world.now)
+    assert [type(effect) for effect in again if not isinstance(effect, SendDatagram)] == [SendCandidates, SendRelayed], "what the old one took may be lost"
 
 
 def test_better_path_found_later_is_taken_up_by_the_regular_look() -> None:
@@ -359,6 +362,30 @@ def test_stun_repeats_while_active_and_stops_when_idle() -> None:
     assert a.paths.mapping() == "unknown"
 
 
+def test_server_that_names_other_stun_servers_all_the_time_makes_the_node_ask_a_bounded_number() -> None:
+    world, a, _ = pair(Nat.PORT_RESTRICTED, Nat.OPEN)
+    world.run(10.0)
+    since = world.now + 0.001
+    world.run(0.01)
+    for number in range(200):
+        world.perform(a, a.paths.set_stun_servers([Endpoint("192.0.2.1", 1 + number)], world.now))
+        world.run(0.1)
+    sent = [effect.endpoint for effect in a.effects(SendDatagram, since) if isinstance(effect, SendDatagram)]
+    assert len(sent) <= (20.0 / c.STUN_GAP + 1) * len(c.STUN_RETRANSMITS)
+    world.perform(a, a.paths.set_stun_servers([STUN_SERVER], world.now))
+    world.run(c.STUN_GAP + 1.0)
+    assert a.paths.reflexive() == (Endpoint(a.site.public, 20_001),)
+
+
+def test_endpoint_that_no_server_sees_any_more_is_published_no_more() -> None:
+    world, a, _ = pair(Nat.PORT_RESTRICTED, Nat.OPEN)
+    world.run(10.0)
+    world.perform(a, a.paths.set_stun_servers([Endpoint("192.0.2.1", 1)], world.now))
+    world.run(10.0)
+    assert a.paths.reflexive() == ()
+    assert a.effects(PublishEndpoints)[-1] == PublishEndpoints((a.address,))
+
+
 # --- ping, report ---
 
 
@@ -379,7 +406,6 @@ def test_ping_first_by_relay_then_direct() -> None:
     report = a.paths.report(b.id)
     assert (report.path, report.endpoint) == ("direct", a.paths.route(b.id).endpoint)
     assert report.rtt_s == pytest.approx(0.04)
-    assert report.seen == Endpoint(a.site.public, 20_001)
     assert report.endpoint in report.candidates
 
 
@@ -397,7 +423,7 @@ def test_ping_nobody_raises() -> None:
         a.paths.ping(NodeId(99), world.now)
     assert a.paths.route(NodeId(99)) == NOWHERE
     assert a.paths.report(NodeId(99)).path == "none"
-    assert a.paths.handshake_targets(NodeId(99)) == ()
+    assert a.paths.handshake_targets(NodeId(99), world.now) == ()
     assert a.paths.data_sent(NodeId(99), world.now) == []
     assert a.paths.data_received(NodeId(99), Source(STUN_SERVER), world.now) == []
     assert a.paths.peer_candidates(NodeId(99), (STUN_SERVER,), world.now) == []
@@ -445,7 +471,7 @@ def test_new_endpoints_in_a_netmap_are_tried_while_data_flows() -> None:
     since = world.now
     world.perform(a, a.paths.set_peers([world.peer(b, (b.address,))], world.now))
     assert a.effects(SendDatagram, since)
-    world.run(0.2)
+    world.run(2.2)
     assert a.paths.route(b.id) == Route(b.address, False)
 
 
@@ -483,6 +509,26 @@ def test_wireguard_peer_is_at_its_endpoint_until_authenticated_packets_move_it()
     assert a.paths.route(NodeId(9)) == NOWHERE
 
 
+def test_wireguard_peer_is_not_at_port_0() -> None:
+    world, a, _ = pair(Nat.OPEN, Nat.OPEN)
+    where = Endpoint("198.51.100.20", 51820)
+    stock = Peer(NodeId(9), "stock", NodeKey(bytes(32)), (), kind=PeerKind.WIREGUARD, endpoints=(where,))
+    a.paths.set_peers([stock], world.now)
+    assert a.paths.data_received(stock.id, Source(Endpoint("198.51.100.21", 0)), world.now) == []
+    assert a.paths.route(stock.id) == Route(where, False)
+
+
+def test_peer_that_becomes_a_stock_one_and_back_has_the_route_of_its_kind() -> None:
+    world, a, b = pair(Nat.OPEN, Nat.OPEN)
+    world.run_sending(a, b, 2.0)
+    where = Endpoint("198.51.100.20", 51820)
+    stock = replace(world.peer(b), kind=PeerKind.WIREGUARD, endpoints=(where,))
+    a.paths.set_peers([stock], world.now)
+    assert a.paths.route(b.id) == Route(where, False)
+    a.paths.set_peers([world.peer(b)], world.now)
+    assert a.paths.route(b.id) == RELAY
+
+
 def test_own_endpoints_are_published_once_and_without_overlay_addresses() -> None:
     world = World()
     a = world.add(Nat.OPEN)
@@ -511,7 +557,7 @@ def test_overlay_prefix_that_grows_drops_candidates_inside() -> None:
     a, b = world.add(Nat.OPEN), world.add(Nat.OPEN)
     a.paths.set_peers([world.peer(b, (Endpoint("100.71.0.5", 1), Endpoint("192.0.2.5", 1)))], world.now)
     a.paths.set_overlay([ip_network("100.64.0.0/10")])
-    assert a.paths.handshake_targets(b.id) == (Endpoint("192.0.2.5", 1),)
+    assert a.paths.handshake_targets(b.id, world.now) == (Endpoint("192.0.2.5", 1),)
 
 
 # --- whatever happens ---
@@ -542,12 +588,18 @@ def test_any_order_of_events_raises_nothing_and_sends_data_to_proven_endpoints_a
         "junk": lambda host, other: world.perform(host, host.paths.receive_probe(bytes(200), Source(where), world.now)),
         "ping": lambda host, other: world.perform(host, host.paths.ping(other.id, world.now)[1]),
         "peers": lambda host, other: world.perform(host, host.paths.set_peers([world.peer(other, (where,))], world.now)),
+        "way": lambda host, other: world.perform(host, host.paths.set_ways({other.id: data.draw(st.sampled_from(Way))}, world.now)),
         "early": lambda host, other: world.perform(host, host.paths.on_timer(world.now)),
     }
     for name in data.draw(st.lists(st.sampled_from(sorted(events)), max_size=25)):
         position = data.draw(st.integers(0, 1))
         event = events[name]
         event(both[position], both[1 - position])
+        for host, other in (both, both[::-1]):
+            (way, route), told = (host.paths.view(other.id, world.now).way, host.paths.route(other.id)), host.effects(PathChanged)
+            assert not (way is Way.DIRECT and route.relay)
+            assert not (way is Way.RELAY and route.endpoint is not None)
+            assert route.endpoint == (told[-1].new.endpoint if told and isinstance(told[-1], PathChanged) else None)
     for host in both:
         assert_data_only_to_proven(host)
         assert where not in {endpoint for _, endpoint in host.data_to}

@@ -10,6 +10,7 @@ from calnet.model import Endpoint, NodeId
 from calnet.paths import constants as c
 from calnet.paths.effects import PathChanged, Route
 from calnet.paths.peer import Exchange, PathState, PeerAction, PeerPath, Probe
+from calnet.paths.way import Way
 
 PEER = NodeId(7)
 LAN, WAN, ELSE = Endpoint("192.168.1.7", 7), Endpoint("203.0.113.7", 7), Endpoint("203.0.113.8", 7)
@@ -84,7 +85,7 @@ INPUTS: dict[str, Callable[[PeerPath, float], list[PeerAction]]] = {
 R, D, U, A = PathState.RELAYED, PathState.DIRECT, PathState.DOUBTED, PathState.ASLEEP
 MOVES: dict[str, tuple[PathState, PathState, PathState, PathState]] = {
     "data sent": (R, D, U, A),
-    "data from best": (R, D, D, A),
+    "data from best": (R, D, U, A),
     "data from elsewhere": (R, D, U, A),
     "data by relay": (R, D, U, A),
     "ping from best": (R, D, U, A),
@@ -137,12 +138,37 @@ def test_first_data_goes_by_relay_and_begins_an_attempt() -> None:
     path.told((WAN, LAN), 0.0, wake=False)
     assert path.deadline(0.0) is None
     assert path.route == RELAY
-    assert path.data_sent(0.0) == [Exchange(), Probe(LAN, False), Probe(WAN, False)]
+    assert path.data_sent(0.0) == [Exchange(), Probe(LAN, False), Probe(WAN, False, opening=True)]
     assert path.data_sent(0.1) == []
     for offset in c.PROBE_OFFSETS[1:]:
         assert path.deadline(0.1) == offset
-        assert path.on_timer(offset) == [Probe(LAN, False), Probe(WAN, False)]
+        assert path.on_timer(offset) == [Probe(LAN, False), Probe(WAN, False, opening=offset < 2.0)]
     assert path.deadline(2.0) == 7.0
+
+
+def test_peer_that_knows_of_the_attempt_is_probed_in_full() -> None:
+    path = PeerPath(PEER, relay=True, overlay=())
+    path.told((WAN,), 0.0, wake=False)
+    assert Probe(WAN, False, opening=True) in path.data_sent(0.0)
+    assert path.told((WAN,), 0.04, wake=True) == [Probe(WAN, False)]
+    assert path.on_timer(0.25) == [Probe(WAN, False)]
+
+
+def test_probe_of_the_peer_shows_that_it_is_open_and_is_answered_by_one_at_once() -> None:
+    path = PeerPath(PEER, relay=True, overlay=())
+    path.told((WAN,), 0.0, wake=False)
+    path.data_sent(0.0)
+    assert path.ping_received(WAN, 0.04) == [Probe(WAN, False)]
+
+
+def test_only_what_is_public_is_opened_first_and_only_where_the_peer_hears_by_relay() -> None:
+    six = Endpoint("2001:db8::7", 7)
+    path = PeerPath(PEER, relay=True, overlay=())
+    path.told((LAN, WAN, six), 0.0, wake=False)
+    assert {action.endpoint for action in path.data_sent(0.0) if isinstance(action, Probe) and action.opening} == {WAN, six}
+    alone = PeerPath(PEER, relay=False, overlay=())
+    alone.told((WAN,), 0.0, wake=False)
+    assert Probe(WAN, False) in alone.data_sent(0.0)
 
 
 def test_proven_candidate_takes_over_and_a_better_one_from_it() -> None:
@@ -163,6 +189,19 @@ def test_sending_without_an_answer_probes_then_doubts_then_leaves() -> None:
     path.data_sent(now + 6.0)
     actions = path.on_timer(now + c.TRUST)
     assert actions[0] == PathChanged(PEER, Route(WAN, True), RELAY, "no answer")
+
+
+def test_first_data_after_an_idle_time_begins_an_attempt_at_once() -> None:
+    for start in (asleep, relayed):
+        path, now = start(True)
+        while path.active(now) or path.deadline(now) is not None:
+            now = max(path.deadline(now) or now, now + 0.1)
+            path.on_timer(now)
+        path.told((LAN, WAN), now, wake=True)  # the peer's own attempt, a while ago
+        for step in c.PROBE_OFFSETS:
+            path.on_timer(now + step)
+        assert any(isinstance(action, Probe) for action in path.data_sent(now + 10.0)), start
+        assert not path.data_sent(now + 10.1)
 
 
 def test_lost_path_gives_way_to_another_proven_one() -> None:
@@ -242,8 +281,230 @@ def test_new_candidate_of_a_direct_peer_is_looked_at_while_data_flows() -> None:
     assert path.told((ELSE,), now, wake=False) == []
 
 
+def test_data_from_a_doubted_path_does_not_say_that_ours_arrives_there() -> None:
+    path, now = doubted()
+    assert not any(isinstance(action, PathChanged) for action in path.data_received(WAN, now + 0.1))
+    assert path.route == Route(WAN, True)
+    assert path.pong_received(WAN, 0.05, now + 0.2)[0] == PathChanged(PEER, Route(WAN, True), Route(WAN, False), "it answers again")
+
+
+@pytest.mark.parametrize("sign", [lambda path, now: path.ping_received(WAN, now), lambda path, now: path.data_received(None, now)])
+def test_peer_that_seems_not_to_hear_us_is_asked_and_doubted_without_an_answer(sign: Callable[[PeerPath, float], list[PeerAction]]) -> None:
+    path, now = direct()
+    path.data_sent(now)
+    path.data_received(WAN, now)
+    assert sign(path, now + 0.4) == [Probe(WAN, True)]
+    assert sign(path, now + 0.5) == []
+    assert path.deadline(now + 0.5) == now + 0.4 + c.PROBE_GAP
+    assert path.on_timer(now + 0.55) == [Probe(WAN, True)]
+    path.data_received(WAN, now + 0.6)
+    actions = path.on_timer(now + 0.7)
+    assert actions[0] == PathChanged(PEER, Route(WAN, False), Route(WAN, True), "the peer does not hear us there")
+
+
+def test_peer_that_asks_is_asked_no_more_once_it_answers() -> None:
+    path, now = direct()
+    assert path.ping_received(WAN, now + 0.4) == [Probe(WAN, True)]
+    assert path.pong_received(WAN, 0.05, now + 0.45) == []
+    assert path.ping_received(WAN, now + 0.8) == []
+    path.on_timer(now + 2.0)
+    assert path.state is PathState.DIRECT
+
+
+def relayed_data(path: PeerPath, now: float, seconds: float, *, every: float = 0.5, sends: bool = True) -> float:
+    """Data of the peer by relay alone, answered directly, with all probes answered; until the path changes or `seconds` are over."""
+    end = now + seconds
+    while now < end and path.route == Route(WAN, False):
+        now += every
+        if sends:
+            path.data_sent(now)
+        path.pong_received(WAN, 0.05, now)
+        path.data_received(None, now)
+    return now
+
+
+def test_path_that_the_peer_has_left_is_left_too() -> None:
+    path, begun = direct()
+    now = relayed_data(path, begun, 60.0)
+    assert path.route == RELAY
+    assert c.AVOIDED_AFTER <= now - begun <= c.AVOIDED_AFTER + 1.0
+    path.pong_received(WAN, 0.05, now + 1.0)
+    assert path.route == RELAY
+
+
+def test_peer_that_also_sends_directly_or_seldom_by_relay_or_alone_has_not_left_the_path() -> None:
+    path, now = direct()
+    now = relayed_data(path, now, c.AVOIDED_AFTER - 1.0)
+    path.data_received(WAN, now)
+    now = relayed_data(path, now, c.AVOIDED_AFTER - 1.0)
+    now = relayed_data(path, now, 60.0, every=c.AVOIDED_GAP + 0.5)
+    relayed_data(path, now, 60.0, sends=False)
+    assert path.route == Route(WAN, False)
+
+
+def test_data_that_came_by_relay_before_the_path_was_direct_says_nothing_of_it() -> None:
+    path, now = relayed()
+    for _ in range(100):
+        now += 0.5
+        path.data_sent(now)
+        path.data_received(None, now)
+    path.pong_received(WAN, 0.05, now)
+    assert path.route == Route(WAN, False)
+    relayed_data(path, now, c.AVOIDED_AFTER - 1.0)
+    assert path.route == Route(WAN, False)
+
+
 def test_stale_timer_after_a_long_sleep_leaves_the_path() -> None:
     path, now = direct()
     path.data_sent(now)
     path.on_timer(now + 40.0)
     assert path.route == RELAY
+
+
+# --- a path that carries less than the relay
+
+
+def test_slow_path_is_held_back_said_why_and_used_again_after_the_hold() -> None:
+    path, now = direct()
+    (change,) = [action for action in path.leave("throttled", now, slow=True) if isinstance(action, PathChanged)]
+    assert (change.new, change.why) == (RELAY, "throttled")
+    assert path.left == "throttled"
+    assert not any(isinstance(action, PathChanged) for action in path.pong_received(WAN, 0.05, now + c.HOLD_FIRST - 0.1))
+    assert path.route == RELAY
+    path.pong_received(WAN, 0.05, now + c.HOLD_FIRST)
+    assert path.route == Route(WAN, False)
+    assert path.left == ""
+    path.leave("throttled again", now + c.HOLD_FIRST + 10.0, slow=True)
+    path.pong_received(WAN, 0.05, now + 3 * c.HOLD_FIRST + 9.9)
+    assert path.route == RELAY
+    path.pong_received(WAN, 0.05, now + 3 * c.HOLD_FIRST + 10.0)
+    assert path.route == Route(WAN, False)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_held_path_is_better_than_none_and_good_again_in_another_network(slow: bool) -> None:
+    for relay_lost, again in ((True, 2), (False, 1)):
+        path, now = direct()
+        path.leave("left", now, slow=slow)
+        actions = path.relay_connected(False, now + 1.0) if relay_lost else path.network_changed(now + 1.0)
+        assert any(isinstance(action, Probe) and action.endpoint == WAN for action in actions)
+        path.pong_received(WAN, 0.05, now + 1.1)
+        assert path.route == Route(WAN, False)
+        path.relay_connected(True, now + 2.0)
+        path.leave("left", now + 3.0, slow=slow)
+        known = path.candidates.get(WAN)
+        assert known is not None
+        assert known.held_times == again
+
+
+def test_hold_ends_with_the_last_other_way_and_not_before() -> None:
+    path, now = direct()
+    path.leave("it answers probes but carries no data", now)
+    path.pong_received(LAN, 0.01, now + 0.1)
+    path.relay_connected(False, now + 0.2)
+    path.pong_received(WAN, 0.0001, now + 0.3)
+    assert path.route == Route(LAN, False)
+    path.data_sent(now + 0.4)
+    probed = [action.endpoint for action in path.on_timer(now + 0.4 + c.TRUST) if isinstance(action, Probe)]
+    assert (path.route, WAN in probed) == (Route(None, False), True)
+    path.pong_received(WAN, 0.05, now + 7.0)
+    assert path.route == Route(WAN, False)
+
+
+# --- what the user wants
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("start", STATES)
+def test_direct_alone_is_as_without_a_relay(start: PathState, name: str) -> None:
+    path, now = STATES[start](True)
+    barred = path.set_way(Way.DIRECT, now)
+    assert path.route == Route(None if path.best is None else path.best.endpoint, False)
+    assert all(action.why == "as the user set it" for action in barred if isinstance(action, PathChanged))
+    alone, _ = STATES[start](False)
+    INPUTS[name](path, now + 1.0)
+    INPUTS["relay lost" if name == "relay back" else name](alone, now + 1.0)
+    assert (path.state, path.route) == (alone.state, alone.route)
+    assert not path.route.relay
+
+
+def test_direct_alone_keeps_a_path_that_the_peer_avoids_or_that_carries_nothing() -> None:
+    path, now = direct()
+    path.set_way(Way.DIRECT, now)
+    now = relayed_data(path, now, 30.0)
+    assert path.route == Route(WAN, False)
+    for _ in range(100):
+        now += 0.3
+        path.data_sent(now)
+        path.pong_received(WAN, 0.05, now)
+        path.on_timer(now)
+    assert path.route == Route(WAN, False)
+    assert path.leave("packets of 1280 bytes don't get through", now) == []
+
+
+def test_direct_alone_takes_the_path_that_was_held_back_at_once() -> None:
+    path, now = direct()
+    path.leave("UDP is throttled here", now, slow=True)
+    assert path.set_way(Way.AUTO, now + 1.0) == []
+    actions = path.set_way(Way.DIRECT, now + 1.0)
+    assert any(isinstance(action, Probe) and action.endpoint == WAN for action in actions)
+    path.pong_received(WAN, 0.05, now + 1.1)
+    assert path.route == Route(WAN, False)
+
+
+def test_direct_alone_opens_its_side_first_as_the_peer_hears_of_it_by_relay() -> None:
+    path, now = relayed()
+    path.set_way(Way.DIRECT, now)
+    assert Probe(WAN, False, opening=True) in path.own_candidates_changed(now + 1.0)
+
+
+@pytest.mark.parametrize("start", STATES)
+def test_relay_alone_rests_whatever_happens_and_then_looks_for_a_path_with_what_it_heard(start: PathState) -> None:
+    path, now = STATES[start](True)
+    path.set_way(Way.RELAY, now)
+    for name, event in INPUTS.items():
+        actions = event(path, now + 1.0)
+        assert not [action for action in actions if not isinstance(action, PathChanged)], name
+        assert path.route == Route(None, name != "relay lost"), name
+        assert (path.deadline(now + 1.0), path.awake) == (None, False), name
+    assert path.set_way(Way.AUTO, now + 2.0) == []
+    assert Probe(ELSE, False, opening=True) in path.data_sent(now + 3.0)
+
+
+def test_path_held_back_is_no_riddle_to_guess_ports_for() -> None:
+    path, now = direct()
+    path.leave("throttled", now, slow=True)
+    for step in (1.0, 2.0, 3.0):
+        path.data_sent(now + step)
+        path.on_timer(now + step)
+    assert not path.is_stuck(now + 3.0)
+    other, now = relayed()
+    other.data_sent(now + 3.0)
+    assert other.is_stuck(now + 3.0)
+
+
+def test_word_about_a_path_that_was_left_ends_with_the_hold() -> None:
+    path, now = direct()
+    path.leave("throttled", now, slow=True)
+    while now < 2.0 + c.HOLD_FIRST + c.ATTEMPT_INTERVAL:
+        assert path.left == "throttled" or now >= 2.0 + c.HOLD_FIRST
+        now += 0.5
+        path.data_sent(now)
+        path.on_timer(now)
+    assert path.left == ""
+
+
+def test_data_that_goes_by_relay_for_a_trial_expects_no_answer_from_the_path() -> None:
+    path, now = direct()
+    path.data_sent(now)
+    for step in range(20):
+        assert not [action for action in path.data_relayed(now + step / 10) if isinstance(action, PathChanged)]
+        assert not path.on_timer(now + step / 10)
+    assert path.state is PathState.DIRECT
+    assert path.active(now + 2.0)
+    assert path.ask(now + 2.0) == [Probe(WAN, True)]
+    waiting, now = doubted()
+    waiting.data_relayed(now)
+    assert waiting.state is PathState.DOUBTED
+    nowhere, now = relayed()
+    assert nowhere.ask(now) == []

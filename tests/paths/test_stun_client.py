@@ -37,7 +37,7 @@ def test_mapping_behaviour_of_what_servers_saw(results: dict[Endpoint, Endpoint]
 
 def client(*servers: Endpoint) -> StunClient:
     found = StunClient(random.Random(2).randbytes)
-    assert found.set_servers(servers)
+    assert found.set_servers(servers, 0.0)
     return found
 
 
@@ -74,6 +74,46 @@ def test_error_answer_gives_no_endpoint() -> None:
     assert not asking.receive(error, A1, 0.1)
     assert asking.reflexive() == ()
     assert asking.next_deadline() is None
+
+
+def test_server_that_answers_with_an_error_loses_its_result() -> None:
+    asking = client(A1, B1)
+    for answer, server in answers(asking.start(0.0, again=False), SEEN):
+        asking.receive(answer, server, 0.1)
+    (_, first), (_, second) = asking.start(30.0, again=False)
+    assert not asking.receive(b"\x01\x11\x00\x08" + first[4:20] + b"\x00\x09\x00\x04\x00\x00\x05\x00", A1, 30.1), "the other server saw the same"
+    assert asking.reflexive() == (SEEN,)
+    assert asking.mapping() is MappingBehaviour.UNKNOWN
+    assert asking.receive(b"\x01\x11\x00\x08" + second[4:20] + b"\x00\x09\x00\x04\x00\x00\x05\x00", B1, 30.1)
+    assert asking.reflexive() == ()
+
+
+@pytest.mark.parametrize("gap", [0.1, c.STUN_GAP, c.STUN_GIVE_UP - 0.1])
+def test_result_is_never_older_than_two_rounds_however_soon_they_follow(gap: float) -> None:
+    asking = client(A1, B1)
+    for answer, server in answers(asking.start(0.0, again=False), SEEN):
+        asking.receive(answer, server, 0.01)
+    for step, expected in ((1, (SEEN, ELSE)), (2, (ELSE,))):
+        requests = asking.start(step * gap, again=False)
+        asking.receive(*answers(requests, ELSE)[1], step * gap + 0.01)
+        asking.on_timer(step * gap + 0.02, active=True)
+        assert asking.reflexive() == expected
+
+
+def test_sets_of_servers_that_come_thick_are_asked_one_in_five_seconds_and_the_last_of_them_for_certain() -> None:
+    asking, asked = StunClient(random.Random(2).randbytes), list[tuple[float, Endpoint]]()
+    now = 0.0
+    for number in range(100):
+        now = number / 10
+        server = Endpoint("192.0.2.1", 1 + number)
+        requests = asking.start(now, again=False) if asking.set_servers([server], now) else asking.on_timer(now, active=False)[0]
+        asked += [(now, to) for to, _ in requests]
+    assert len(asked) <= 3 * len(c.STUN_RETRANSMITS)
+    assert len({to for _, to in asked}) == 2
+    due = asking.next_deadline()
+    assert due is not None
+    assert due <= now + c.STUN_GAP
+    assert [to for to, _ in asking.on_timer(due, active=False)[0]] == [server]
 
 
 def test_silent_server_is_asked_four_times_and_loses_its_result() -> None:
@@ -126,13 +166,13 @@ def test_servers_no_longer_named_are_forgotten_and_four_are_enough() -> None:
     asking = client(A1, B1)
     found = answers(asking.start(0.0, again=True), SEEN)
     asking.receive(*found[0], 0.1)
-    assert not asking.set_servers([A1, B1, A1])
-    assert asking.set_servers([B1, A2, B2, SIX, A1])
+    assert not asking.set_servers([A1, B1, A1], 1.0)
+    assert asking.set_servers([B1, A2, B2, SIX, A1], 1.0 + c.STUN_GAP)
     assert asking.reflexive() == ()
-    assert len(asking.start(1.0, again=True)) == c.MAX_STUN_SERVERS
-    assert asking.set_servers([])
-    asking.keep_going(2.0, active=True)
-    assert asking.start(2.0, again=True) == []
+    assert len(asking.start(1.0 + c.STUN_GAP, again=True)) == c.MAX_STUN_SERVERS
+    assert not asking.set_servers([], 9.0)
+    asking.keep_going(9.0, active=True)
+    assert asking.start(9.0, again=True) == []
     assert asking.next_deadline() is None
 
 
@@ -144,16 +184,26 @@ def test_network_change_forgets_what_was_seen() -> None:
     assert asking.reflexive() == ()
 
 
-def test_mapping_is_of_the_family_with_more_answers() -> None:
-    asking = client(A1, B1, SIX)
-    requests = asking.start(0.0, again=False)
-    for (answer, server), seen in zip(answers(requests, SEEN), (SEEN, SEEN, SEEN6), strict=True):
-        fitting = stun.answer(next(request for at, request in requests if at == server), seen)
-        assert answer
-        assert fitting is not None
-        asking.receive(fitting, server, 0.1)
-    assert asking.reflexive() == (SEEN, SEEN6)
-    assert asking.mapping() is MappingBehaviour.ENDPOINT_INDEPENDENT
+SIX2 = Endpoint("2001:db8::1", 2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "behaviour"),
+    [
+        ({A1: SEEN, A2: SEEN, SIX: SEEN6}, MappingBehaviour.ENDPOINT_INDEPENDENT),
+        ({A1: SEEN, A2: ELSE, SIX: SEEN6, SIX2: SEEN6}, MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT),
+        ({A1: SEEN, SIX: SEEN6, SIX2: SEEN6}, MappingBehaviour.UNKNOWN),
+        ({SIX: SEEN6, SIX2: SEEN6}, MappingBehaviour.ENDPOINT_INDEPENDENT),
+        ({}, MappingBehaviour.UNKNOWN),
+    ],
+)
+def test_mapping_is_ipv4s_where_a_server_answered_over_it(seen: dict[Endpoint, Endpoint], behaviour: MappingBehaviour) -> None:
+    asking = client(A1, A2, SIX, SIX2)
+    for server, request in asking.start(0.0, again=False):
+        answer = stun.answer(request, seen[server]) if server in seen else None
+        if answer is not None:
+            asking.receive(answer, server, 0.1)
+    assert asking.mapping() is behaviour
 
 
 @given(st.binary(max_size=100))

@@ -14,7 +14,7 @@ from calnet.crypto.keys import PrivateKey
 from calnet.errors import AuthenticationError, RemoteError, WireError
 from calnet.model import Endpoint, NodeKey
 from calnet.wire import discovery
-from calnet.wire.discovery import Candidates, DiscoveryMessage, Ping, Pong
+from calnet.wire.discovery import Ask, Candidates, DiscoveryMessage, Grant, Mark, Ping, Pong, Question, Tally, View, ViewFlag
 from calnet.wire.tunnel import DatagramKind, classify
 
 RANDOM = random.Random(3)
@@ -32,6 +32,16 @@ MESSAGES: list[DiscoveryMessage] = [
     Pong(NODE, TOKEN, None),
     Candidates(NODE, ()),
     Candidates(NODE, (V4, V6)),
+    Ask(NODE, V4, 0),
+    Ask(NODE, V6, 65_535),
+    Grant(NODE, V4),
+    Question(NODE, TOKEN),
+    View(NODE, TOKEN, ViewFlag(0), 0, ()),
+    View(NODE, TOKEN, ViewFlag(255), 3, ((V4, 0, None), (V6, 5, 65_534))),
+    Mark(NODE, 0),
+    Mark(NODE, 2**32 - 1),
+    Tally(NODE, 7, 0, 0),
+    Tally(NODE, 2**32 - 1, 2**64 - 1, 1),
 ]
 
 
@@ -51,8 +61,45 @@ def test_message_sealed_and_opened_is_itself(message: DiscoveryMessage) -> None:
     assert classify(datagram) is DatagramKind.DISCOVERY
 
 
-def test_pong_is_as_long_as_ping() -> None:
-    assert {len(sealed(message)) for message in MESSAGES[:4]} == {discovery.PROBE_SIZE} == {140}
+def test_answers_are_as_long_as_what_they_answer() -> None:
+    answered = [message for message in MESSAGES if isinstance(message, Ping | Pong | Mark | Tally)]
+    assert {len(sealed(message)) for message in answered} == {discovery.PROBE_SIZE} == {140}
+
+
+def test_question_is_as_long_as_the_longest_view_and_a_view_can_be_cut_to_any_length() -> None:
+    tried = tuple((V4, 0, None) for _ in range(discovery.MAX_TRIED + 1))
+    question = sealed(Question(NODE, TOKEN))
+    assert len(question) == len(sealed(View(NODE, TOKEN, ViewFlag(0), 0, tried))) == 652
+    assert discovery.tried_that_fit(len(question)) == discovery.tried_that_fit(9_000) == discovery.MAX_TRIED
+    for length in range(124, 653):
+        count = discovery.tried_that_fit(length)
+        assert len(sealed(View(NODE, TOKEN, ViewFlag(0), 0, tried[:count]))) <= length
+        assert count == discovery.MAX_TRIED or len(sealed(View(NODE, TOKEN, ViewFlag(0), 0, tried[: count + 1]))) > length
+    assert discovery.tried_that_fit(123) < 0
+
+
+def test_question_without_padding_is_understood() -> None:
+    assert discovery.parse_payload(b"\x06" + NODE + TOKEN) == Question(NODE, TOKEN)
+
+
+def test_bits_of_a_view_lie_where_the_protocol_says() -> None:
+    assert [(flag.name, flag.value) for flag in ViewFlag] == [
+        ("UDP", 1),
+        ("RELAY", 2),
+        ("GUESSES", 4),
+        ("DIRECT", 8),
+        ("RELAYED", 16),
+        ("RELAY_ALONE", 32),
+        ("DIRECT_ALONE", 64),
+    ]
+    payload = discovery.build_payload(View(NODE, TOKEN, ViewFlag.UDP | ViewFlag.DIRECT, 1, ()))
+    assert payload == b"\x07" + NODE + TOKEN + b"\x09\x01\x00"
+
+
+def test_tally_lies_where_the_protocol_says() -> None:
+    payload = discovery.build_payload(Tally(NODE, 0x01020304, 0x05060708, 0x090A0B0C))
+    assert payload == b"\x09" + NODE + bytes.fromhex("01020304 0000000005060708 00000000090a0b0c") + bytes(11)
+    assert discovery.build_payload(Mark(NODE, 0x01020304)) == b"\x08" + NODE + bytes.fromhex("01020304") + bytes(27)
 
 
 def test_longer_ping_and_bytes_after_a_body_are_read() -> None:
@@ -91,7 +138,7 @@ def test_message_altered_does_not_open(position: int) -> None:
 
 @pytest.mark.parametrize(
     "datagram",
-    [b"", discovery.MAGIC, discovery.MAGIC + bytes(104), b"\xca\x17\x02\x00" + bytes(140), discovery.MAGIC + bytes(1_400)],
+    [b"", discovery.MAGIC, discovery.MAGIC + bytes(104), b"\xca\x17\x02\x00" + bytes(140), discovery.MAGIC + bytes(discovery.MAX_MESSAGE_SIZE)],
 )
 def test_outer_layout_malformed_raises_wire_error(datagram: bytes) -> None:
     with pytest.raises(WireError):
@@ -111,6 +158,9 @@ def test_outer_layout_malformed_raises_wire_error(datagram: bytes) -> None:
         b"\x03" + NODE + b"\x01",
         b"\x03" + NODE + b"\x21" + bytes(33 * 19),
         b"\x03" + NODE + b"\x01" + bytes(19),
+        b"\x08" + NODE + bytes(30),
+        b"\x09" + NODE + bytes(30),
+        b"\x0a" + NODE + bytes(40),
     ],
 )
 def test_payload_malformed_raises_wire_error(payload: bytes) -> None:
@@ -123,7 +173,7 @@ def test_payload_of_candidates_without_count_raises_wire_error() -> None:
         discovery.parse_payload(b"\x03" + NODE)
 
 
-@given(st.binary(max_size=300), st.integers(0, 4))
+@given(st.binary(max_size=300), st.integers(0, 10))
 def test_fuzzed_bytes_raise_their_errors_alone(data: bytes, kind: int) -> None:
     for parse in (discovery.parse_sealed, discovery.parse_payload, opened):
         for whole in (data, discovery.MAGIC + data, bytes((kind,)) + NODE + data):

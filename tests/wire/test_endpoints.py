@@ -98,8 +98,8 @@ def test_candidate_port_out_of_range_is_none(port: int) -> None:
 
 
 def test_private_addresses_are_those_of_a_site() -> None:
-    assert all(is_private(Endpoint(host, 1)) for host in ("10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "fd00::1"))
-    assert not any(is_private(Endpoint(host, 1)) for host in ("8.8.8.8", "203.0.113.9", "172.32.0.1", "2001:db8::1"))
+    assert all(is_private(Endpoint(host, 1)) for host in ("10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "192.0.0.2", "fd00::1"))
+    assert not any(is_private(Endpoint(host, 1)) for host in ("8.8.8.8", "203.0.113.9", "172.32.0.1", "192.0.1.1", "2001:db8::1"))
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,11 @@ def test_parsers_of_anything_raise_wire_error_or_answer_within_the_data(data: by
     try:
         length = ip.packet_length(data)
     except WireError:
-        assert ip.unreachable(data, packed(V4[0])) is None
+        assert ip.unreachable(data) is ip.too_big(data, 1280) is None
         return
     assert 20 <= length <= len(data)
     assert len(ip.source_of(data)) == len(ip.destination_of(data)) == (4 if data[0] >> 4 == 4 else 16)
-    for own in V4[0], V6[0]:
-        answer = ip.unreachable(data, packed(own))
+    for answer in (ip.unreachable(data), ip.too_big(data, 1280)):
         assert answer is None or is_sound(answer)
 
 
@@ -101,14 +100,15 @@ def test_is_usable_source_of_unicast_is_true(address: str) -> None:
 
 
 @pytest.mark.parametrize(("ends", "header"), [(V4, 20), (V6, 40)])
-def test_unreachable_is_a_sound_icmp_error_that_quotes_the_packet(ends: tuple[str, str], header: int) -> None:
+def test_errors_are_sound_and_quote_the_packet(ends: tuple[str, str], header: int) -> None:
     packet = tcp(b"x" * 500, ends)
-    answer = ip.unreachable(packet, packed(ends[0]))
-    assert answer is not None
-    assert is_sound(answer)
-    assert ip.destination_of(answer) == packed(ends[0])
-    assert answer[header : header + 2] == (b"\x03\x01" if header == 20 else b"\x01\x03")
-    assert answer[header + 8 :] == packet[:128]
+    for made, kinds, word in ((ip.unreachable(packet), (b"\x03\x01", b"\x01\x03"), 0), (ip.too_big(packet, 1300), (b"\x03\x04", b"\x02\x00"), 1300)):
+        assert made is not None
+        assert is_sound(made)
+        assert (ip.source_of(made), ip.destination_of(made)) == (packed(ends[1]), packed(ends[0]))
+        assert made[header : header + 2] == kinds[header == 40]
+        assert int.from_bytes(made[header + 4 : header + 8], "big") == word
+        assert made[header + 8 :] == packet[:128]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,9 @@ def test_unreachable_is_a_sound_icmp_error_that_quotes_the_packet(ends: tuple[st
     ],
 )
 def test_unreachable_where_none_may_be_sent_is_none(packet: bytes) -> None:
-    own = V4[0] if packet[0] >> 4 == 4 else V6[0]
-    assert ip.unreachable(packet, packed(own)) is None
+    assert ip.unreachable(packet) is ip.too_big(packet, 1280) is None
 
 
-def test_unreachable_for_an_echo_request_and_from_the_wrong_family() -> None:
-    assert ip.unreachable(icmp_echo(), packed(V4[0])) is not None
-    assert ip.unreachable(icmp_echo(V6), packed(V6[0])) is not None
-    assert ip.unreachable(icmp_echo(), packed(V6[0])) is None
+def test_unreachable_for_an_echo_request() -> None:
+    assert ip.unreachable(icmp_echo()) is not None
+    assert ip.unreachable(icmp_echo(V6)) is not None

@@ -12,6 +12,7 @@ from calnet.errors import WireError
 from calnet.model import DiscoveryKey, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, PortRange, Relay, SelfNode
 from calnet.wire import control
 from calnet.wire import netmap as netmaps
+from tests.deltas import difference
 
 KEY = bytes(range(32))
 
@@ -62,7 +63,7 @@ def test_netmap_encoded_is_decoded_to_itself() -> None:
 )
 def test_difference_applied_gives_the_new_netmap(target: Netmap) -> None:
     old = netmap(1, peer(2), peer(3))
-    delta = control.decode_from_server(control.encode(netmaps.difference(old, target)))
+    delta = control.decode_from_server(control.encode(difference(old, target)))
     assert isinstance(delta, control.NetmapDelta)
     assert netmaps.apply(old, delta) == target
 
