@@ -1,8 +1,9 @@
-"""All benches in one command: python -m bench [--quick] [--write FILE] [startup|throughput|first_packet|memory|control …].
+"""All benches in one command: python -m bench [--quick] [--write FILE] [BENCH …], by default all: startup, throughput, exact, first_packet, memory, quiet,
+matrix, recovery, relay, control, policy and simulation.
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
-table between the two marker comments there. Needs root, ip and nft (except startup and control); startup needs the built file, throughput wireguard-go and
-iperf3.
+table between the two marker comments there. Needs root, ip and nft (except startup, relay, control and simulation); startup needs the built file, throughput
+wireguard-go and iperf3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from bench.table import Row, markdown, print_table
 from calnet.errors import CalnetError
 
-BENCHES = ("startup", "throughput", "first_packet", "memory", "control")
+BENCHES = ("startup", "throughput", "exact", "first_packet", "memory", "quiet", "matrix", "recovery", "relay", "control", "policy", "simulation")
 BEGIN, END = "<!-- figures: python -m bench --write -->", "<!-- end of figures -->"
 
 

@@ -1,7 +1,9 @@
 """One end of a tunnel without a server: a data path made from a JSON document on stdin, for measurements and for tests against stock WireGuard.
 
-    {"tun": NAME, "port": 0, "mtu": 1280, "plain": false, "private_key": B64, "self": {"id": 1, "addresses": [A, …], "routes": [P, …]},
-     "peers": [{"id": 2, "node_key": B64, "addresses": [A, …], "endpoint": "host:port"|null, "psk": B64|null, "keepalive_s": 0, "routes": [P, …]}]}
+    {"tun": NAME, "port": 0, "mtu": 1280, "plain": false, "private_key": B64, "capabilities": [NAME, …],
+     "self": {"id": 1, "addresses": [A, …], "routes": [P, …]},
+     "peers": [{"id": 2, "node_key": B64, "addresses": [A, …], "endpoint": "host:port"|null, "psk": B64|null, "keepalive_s": 0, "routes": [P, …],
+                "capabilities": [NAME, …]}]}
 
 Prints `ready PORT` once it reads; whoever started it configures the interface. Every peer is of the kind `wireguard`. SIGUSR1 lets 121 s pass on the tunnel's
 clock at once (so a rekey is due); SIGUSR2 prints a JSON line of each peer's status; SIGTERM ends it.
@@ -24,7 +26,7 @@ from typing import Any
 from calnet.crypto.keys import PrivateKey
 from calnet.host.tun import open_tun
 from calnet.host.udp import open_udp
-from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
+from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
@@ -63,6 +65,12 @@ class Alone:
     def path_changed(self, peer: NodeId, description: str) -> None:
         print(f"path {peer}: {description}", file=sys.stderr, flush=True)
 
+    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
+        """Its one peer routes nothing."""
+
+    def mtu_raised(self, mtu: int) -> None:
+        """A stock peer's path is not probed."""
+
     def health(self, code: str, text: str | None) -> None:
         if text:
             print(f"{code}: {text}", file=sys.stderr, flush=True)
@@ -92,6 +100,7 @@ def _peer(document: dict[str, Any]) -> Peer:
         preshared_key=base64.b64decode(document["psk"]) if document.get("psk") else None,
         keepalive_s=document.get("keepalive_s", 0),
         kind=PeerKind.WIREGUARD,
+        capabilities=tuple(document.get("capabilities", ())),
     )
 
 
@@ -118,7 +127,9 @@ async def run(document: dict[str, Any]) -> None:
         host=host,
         monotonic=clock,
         wall=time.time,
+        random=os.urandom,
         mtu=document.get("mtu", 1280),
+        capabilities=tuple(document.get("capabilities", ())),
     )
     netmap = netmap_of(document)
     path.apply(netmap, accept_routes=True)

@@ -10,11 +10,12 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from calnet.crypto.keys import PrivateKey, encode_key
@@ -58,12 +59,13 @@ class End:
         """A command in this end's namespace."""
         return command("ip", "netns", "exec", self.space, *words, stdin=stdin, timeout=timeout)
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """A program in this end's namespace, its stdin and stdout piped."""
+    def start(self, *words: str, quiet: bool = False) -> subprocess.Popen[str]:
+        """A program in this end's namespace, its stdin and stdout piped; `quiet`: nothing of what it says is wanted."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.space, *words],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else None,
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -93,8 +95,14 @@ class Lab:
     prefix: str = "dp"
     mtu: int = 1420
     ends: dict[str, End] = field(default_factory=dict)
+    files: pathlib.Path = pathlib.Path()
+    """A folder for configurations and keys, gone afterwards."""
+
+    others: list[subprocess.Popen[str]] = field(default_factory=list)
+    """What else runs until `stop`."""
 
     def __enter__(self) -> Lab:
+        self.files = pathlib.Path(tempfile.mkdtemp(prefix="calnet-bench-"))
         tag = f"{self.prefix}{os.getpid() % 100000}"
         for side in "ab":
             space = f"{tag}{side}"
@@ -111,12 +119,22 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        shutil.rmtree(self.files, ignore_errors=True)
         for end in self.ends.values():
             with contextlib.suppress(RuntimeError):
                 command("ip", "netns", "delete", end.space)
 
+    def also(self, end: End, *words: str) -> subprocess.Popen[str]:
+        """Run one more program in an end's namespace."""
+        self.others.append(end.start(*words, quiet=True))
+        return self.others[-1]
+
     def stop(self) -> None:
-        """End both programs; the namespaces stay."""
+        """End all programs; the namespaces stay."""
+        while self.others:
+            other = self.others.pop()
+            other.terminate()
+            other.communicate(timeout=20)
         for end in self.ends.values():
             if end.process is not None:
                 end.process.terminate()
@@ -129,12 +147,41 @@ class Lab:
                     if pipe is not None:
                         pipe.close()
                 end.process = None
-                until(lambda end=end: not _has_link(end), f"{end.device} gone")  # type: ignore[misc]
+                until(lambda end=end: not has_link(end), f"{end.device} gone")  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def without_offloads(self) -> Iterator[None]:
+        """The wire like one between cards without segmentation offload."""
+        features = ("tso", "gso", "tx-udp-segmentation")
+        try:
+            for end in self.ends.values():
+                end.run("ethtool", "-K", "veth0", *(word for feature in features for word in (feature, "off")))
+            yield
+        finally:
+            for end in self.ends.values():
+                end.run("ethtool", "-K", "veth0", *(word for feature in features for word in (feature, "on")))
+
+    @contextlib.contextmanager
+    def losing(self, percent: int) -> Iterator[None]:
+        """Packets are lost by chance as they arrive, at both ends."""
+        rules = (
+            "table inet loss {\n  chain arrive {\n    type filter hook input priority raw; policy accept;\n"
+            f'    iifname "veth0" numgen random mod 100 < {percent} drop\n  }}\n}}\n'
+        )
+        try:
+            for end in self.ends.values():
+                end.run("nft", "-f", "-", stdin=rules)
+            yield
+        finally:
+            for end in self.ends.values():
+                end.run("nft", "delete", "table", "inet", "loss")
 
     def other(self, end: End) -> End:
         return self.ends["b" if end.side == "a" else "a"]
 
-    def start_calnet(self, side: str, *, knows_endpoint: bool = True, ipv6: bool = False, psk: bytes | None = None, **settings: object) -> End:
+    def start_calnet(
+        self, side: str, *, knows_endpoint: bool = True, ipv6: bool = False, psk: bytes | None = None, capabilities: tuple[str, ...] = (), **settings: object
+    ) -> End:
         """Our end, knowing the other's endpoint or not (then it only answers). The other end must have a port already, or be given one later."""
         end = self.ends[side]
         peer = self.other(end)
@@ -142,6 +189,7 @@ class Lab:
             "tun": end.device,
             "mtu": self.mtu,
             "port": end.port,
+            "capabilities": capabilities,
             "private_key": base64.b64encode(end.key.secret_bytes()).decode(),
             "self": {"id": 1, "addresses": OVERLAY[side]},
             "peers": [
@@ -151,6 +199,7 @@ class Lab:
                     "addresses": OVERLAY[peer.side],
                     "endpoint": self.endpoint(peer, ipv6) if knows_endpoint else None,
                     "psk": base64.b64encode(psk).decode() if psk else None,
+                    "capabilities": capabilities,
                 }
             ],
             **settings,
@@ -171,13 +220,13 @@ class Lab:
         end.run("ip", "link", "set", end.device, "gso_max_size", str(count * (self.mtu - 52) + 52))
         return end
 
-    def start_wireguard_go(self, side: str, *, knows_endpoint: bool = True, ipv6: bool = False, psk: bytes | None = None) -> End:
-        """Debian's wireguard-go."""
+    def start_wireguard_go(self, side: str, *, knows_endpoint: bool = True, ipv6: bool = False, psk: bytes | None = None, program: str = "wireguard-go") -> End:
+        """Debian's wireguard-go, or another build of it."""
         end = self.ends[side]
         peer = self.other(end)
         end.program = "wireguard-go"
-        end.process = end.start("wireguard-go", "-f", end.device)
-        until(lambda: pathlib.Path(f"/var/run/wireguard/{end.device}.sock").exists() and _has_link(end), "wireguard-go")
+        end.process = end.start(program, "-f", end.device, quiet=True)
+        until(lambda: pathlib.Path(f"/var/run/wireguard/{end.device}.sock").exists() and has_link(end), "wireguard-go")
         port = ("listen-port", str(end.port)) if end.port else ()
         with _secret(base64.b64encode(end.key.secret_bytes()).decode()) as path:
             end.run("wg", "set", end.device, "private-key", path, *port)
@@ -207,7 +256,8 @@ class Lab:
             end.run("ip", "address", "add", own, "peer", peer, "dev", end.device, *(("nodad",) if ":" in own else ()))
 
 
-def _has_link(end: End) -> bool:
+def has_link(end: End) -> bool:
+    """Whether the tunnel's interface is there."""
     return subprocess.run(["ip", "-n", end.space, "link", "show", end.device], capture_output=True, check=False).returncode == 0
 
 

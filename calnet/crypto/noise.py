@@ -1,4 +1,4 @@
-"""The Noise Protocol Framework (revision 34): pattern IK, plain or with the psk2 modifier, with 25519, ChaChaPoly and BLAKE2s.
+"""The Noise Protocol Framework (revision 34): pattern IK, plain or with the psk2 modifier, with 25519, ChaChaPoly or AESGCM, and BLAKE2s.
 
 Theory of operation. A `Handshake` runs one handshake of two messages. The initiator calls `write_message` and then `read_message`; the responder
 `read_message` and then `write_message`; then both call `split`. Ephemeral keys are arguments, so a recorded transcript can be replayed.
@@ -17,16 +17,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from calnet.crypto.aead import TAG_SIZE, nonce_of, open_sealed, seal
+from calnet.crypto.aead import TAG_SIZE, Aead, nonce_of, open_sealed, seal
 from calnet.crypto.hash import blake2s, hkdf
 from calnet.crypto.keys import KEY_SIZE, PrivateKey
 from calnet.errors import AuthenticationError, StateMisuseError
 
-IK: Final = b"Noise_IK_25519_ChaChaPoly_BLAKE2s"
-IK_PSK2: Final = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
+_CIPHER_NAMES: Final = {Aead.CHACHA20_POLY1305: "ChaChaPoly", Aead.AES_256_GCM: "AESGCM"}
 MAX_MESSAGE_SIZE: Final = 65_535
 """Noise section 3: no message is longer."""
 ZERO_PSK: Final = bytes(32)
+
+
+def protocol_name(aead: Aead, *, psk: bool) -> bytes:
+    """The whole name (section 8): it goes into every hash, so two sides that don't mean the same protocol never agree."""
+    return f"Noise_IK{'psk2' if psk else ''}_25519_{_CIPHER_NAMES[aead]}_BLAKE2s".encode()
 
 
 @dataclass(slots=True)
@@ -37,12 +41,13 @@ class SymmetricState:
     hash: bytes
     key: bytes | None = None
     counter: int = 0
+    aead: Aead = Aead.CHACHA20_POLY1305
 
     @classmethod
-    def initialize(cls, protocol_name: bytes) -> SymmetricState:
+    def initialize(cls, name: bytes, aead: Aead = Aead.CHACHA20_POLY1305) -> SymmetricState:
         """InitializeSymmetric: names up to 32 bytes are padded, longer ones hashed."""
-        start = protocol_name.ljust(32, b"\0") if len(protocol_name) <= 32 else blake2s(protocol_name)
-        return cls(start, start)
+        start = name.ljust(32, b"\0") if len(name) <= 32 else blake2s(name)
+        return cls(start, start, aead=aead)
 
     def mix_key(self, material: bytes) -> None:
         self.chaining_key, self.key = hkdf(self.chaining_key, material, 2)
@@ -60,7 +65,7 @@ class SymmetricState:
         if self.key is None:
             sealed = plaintext
         else:
-            sealed = seal(self.key, nonce_of(self.counter), plaintext, self.hash)
+            sealed = seal(self.key, nonce_of(self.counter, self.aead), plaintext, self.hash, self.aead)
             self.counter += 1
         self.mix_hash(sealed)
         return sealed
@@ -69,7 +74,7 @@ class SymmetricState:
         if self.key is None:
             plaintext = sealed
         else:
-            plaintext = open_sealed(self.key, nonce_of(self.counter), sealed, self.hash)
+            plaintext = open_sealed(self.key, nonce_of(self.counter, self.aead), sealed, self.hash, self.aead)
             self.counter += 1
         self.mix_hash(sealed)
         return plaintext
@@ -87,6 +92,7 @@ class Handshake:
         remote_static: bytes | None = None,
         psk: bytes | None = None,
         prologue: bytes = b"",
+        aead: Aead = Aead.CHACHA20_POLY1305,
     ) -> None:
         """The initiator names the responder's static key. `psk` of 32 bytes chooses IKpsk2 (all zeros where none is set), None plain IK.
 
@@ -101,7 +107,8 @@ class Handshake:
         self._remote_ephemeral = b""
         self._psk = psk
         self._turn = 0
-        state = SymmetricState.initialize(IK if psk is None else IK_PSK2)
+        self.aead = aead
+        state = SymmetricState.initialize(protocol_name(aead, psk=psk is not None), aead)
         state.mix_hash(prologue)
         state.mix_hash(remote_static if initiator and remote_static is not None else static.public)
         self._state = state

@@ -136,20 +136,29 @@ def super_header(flow: Flow, first: memoryview, last_flags: int, total: int) -> 
     `last_flags` are the TCP flags of its last packet; ignored for UDP.
     """
     header = bytearray(first[: flow.header])
-    ip_header, transport = flow.ip_header, total - flow.ip_header
-    if flow.version == 4:
+    if flow.protocol == Protocol.TCP:
+        header[flow.ip_header + 13] |= last_flags & _LAST_FLAGS
+    return complete(header, flow.version, flow.protocol, flow.ip_header, flow.payload, total)
+
+
+def complete(header: bytearray, version: int, protocol: int, ip_header: int, segment: int, total: int) -> bytes:
+    """`header` (IP and transport; spent) with its lengths and checksums, and the virtio header before it, for a packet of `total` bytes, headers included: a
+    super-packet to be cut every `segment` bytes of payload, or one alone where there aren't more."""
+    size, transport = len(header), total - ip_header
+    if version == 4:
         header[2:4] = total.to_bytes(2, "big")
         header[10:12] = bytes(2)
         header[10:12] = checksum(header[:ip_header]).to_bytes(2, "big")
-        pseudo = pseudo_sum(header[12:20], flow.protocol, transport)
+        pseudo = pseudo_sum(header[12:20], protocol, transport)
     else:
         header[4:6] = transport.to_bytes(2, "big")
-        pseudo = pseudo_sum(header[8:40], flow.protocol, transport)
-    if flow.protocol == Protocol.TCP:
-        offset, kind = TCP_CHECKSUM_OFFSET, GsoType.TCPV4 if flow.version == 4 else GsoType.TCPV6
-        header[ip_header + 13] |= last_flags & _LAST_FLAGS
+        pseudo = pseudo_sum(header[8:40], protocol, transport)
+    if protocol == Protocol.TCP:
+        offset, kind = TCP_CHECKSUM_OFFSET, GsoType.TCPV4 if version == 4 else GsoType.TCPV6
     else:
         offset, kind = UDP_CHECKSUM_OFFSET, GsoType.UDP_L4
         header[ip_header + 4 : ip_header + 6] = transport.to_bytes(2, "big")
     header[ip_header + offset : ip_header + offset + 2] = partial_checksum(pseudo).to_bytes(2, "big")
-    return VIRTIO_HEADER.pack(NEEDS_CSUM, kind, flow.header, flow.payload, ip_header, offset) + header
+    if total - size <= segment:
+        kind, segment = GsoType.NONE, 0
+    return VIRTIO_HEADER.pack(NEEDS_CSUM, kind, size, segment, ip_header, offset) + header

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from calnet.crypto.aead import Aead
+
 # --- Protocol: both sides rely on these. ---
 
 IDENTIFIER: Final = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
@@ -15,6 +17,9 @@ REKEY_AFTER_MESSAGES: Final = 2**60
 """After so many messages sent under a session, a new handshake begins."""
 REJECT_AFTER_MESSAGES: Final = 2**64 - 2**13 - 1
 """No message is sent or accepted with this counter or a higher one."""
+MESSAGE_LIMITS: Final = {Aead.CHACHA20_POLY1305: (REKEY_AFTER_MESSAGES, REJECT_AFTER_MESSAGES), Aead.AES_256_GCM: (2**31, 2**32)}
+"""Messages sent under a session before a new handshake begins, and before no more are. AES-GCM's advantage for an attacker grows with the square of its
+blocks: 2^32 messages of 96 blocks leave it below 2^-50 (after RFC 9001, appendix B). No session lives long enough to send as many."""
 REKEY_AFTER_TIME: Final = 120.0
 """The initiator of a session this old begins a new handshake when it sends."""
 REJECT_AFTER_TIME: Final = 180.0

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calnet.crypto.aead import Aead, has_aead
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.crypto.noise import ZERO_PSK, Handshake
+from calnet.errors import AuthenticationError
 from calnet.tunnel.constants import IDENTIFIER
 from calnet.wire.tunnel import Initiation, Response, initiation_body, response_body
 
@@ -23,7 +25,15 @@ class Pending:
     remote_static: bytes
 
 
-def begin(identity: PrivateKey, remote_static: bytes, psk: bytes | None, timestamp: bytes, local_index: int, random: RandomBytes) -> tuple[Pending, bytes]:
+def begin(
+    identity: PrivateKey,
+    remote_static: bytes,
+    psk: bytes | None,
+    timestamp: bytes,
+    local_index: int,
+    random: RandomBytes,
+    aead: Aead = Aead.CHACHA20_POLY1305,
+) -> tuple[Pending, bytes]:
     """A new initiation to `remote_static`: what to keep, and the message up to mac1."""
     handshake = Handshake(
         initiator=True,
@@ -32,14 +42,17 @@ def begin(identity: PrivateKey, remote_static: bytes, psk: bytes | None, timesta
         remote_static=remote_static,
         psk=psk or ZERO_PSK,
         prologue=IDENTIFIER,
+        aead=aead,
     )
     noise = handshake.write_message(timestamp)
-    return Pending(handshake, local_index, remote_static), initiation_body(local_index, noise)
+    return Pending(handshake, local_index, remote_static), initiation_body(local_index, noise, aead)
 
 
 def read_initiation(identity: PrivateKey, message: Initiation, random: RandomBytes) -> tuple[Handshake, bytes, bytes]:
     """(handshake, initiator's static key, timestamp) of a genuine initiation to `identity`. Two Diffie-Hellmans."""
-    handshake = Handshake(initiator=False, static=identity, ephemeral=PrivateKey.generate(random), psk=ZERO_PSK, prologue=IDENTIFIER)
+    if not has_aead(message.aead):
+        raise AuthenticationError(f"no library here has {message.aead.value}")
+    handshake = Handshake(initiator=False, static=identity, ephemeral=PrivateKey.generate(random), psk=ZERO_PSK, prologue=IDENTIFIER, aead=message.aead)
     timestamp = handshake.read_message(message.noise)
     remote_static = handshake.remote_static
     assert remote_static is not None
@@ -50,10 +63,12 @@ def respond(handshake: Handshake, psk: bytes | None, local_index: int, remote_in
     """The response up to mac1, and the session's (sending, receiving) keys."""
     handshake.set_psk(psk or ZERO_PSK)
     noise = handshake.write_message(b"")
-    return response_body(local_index, remote_index, noise), handshake.split()
+    return response_body(local_index, remote_index, noise, handshake.aead), handshake.split()
 
 
 def finish(pending: Pending, message: Response) -> tuple[bytes, bytes]:
     """The session's (sending, receiving) keys from a genuine response. After an AuthenticationError the genuine one can still come."""
+    if message.aead is not pending.handshake.aead:
+        raise AuthenticationError("a response to another handshake than ours")
     pending.handshake.read_message(message.noise)
     return pending.handshake.split()

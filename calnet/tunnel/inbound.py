@@ -4,8 +4,8 @@ Hot path: plainer and longer than elsewhere. A batch lies in `buffer` as the ker
 shorter). Each is opened where it lies; nothing is copied: a super-packet is one gathered write of a new header and the payloads. A batch of 49 packets of
 1,280 bytes costs 120 µs: 90 are the AEAD's.
 
-The order, for every datagram: AEAD, replay window, `opened` (timers, endpoint), `accept` (inner source and packet filter, once a run), `write`. A datagram
-that fails any of them is dropped alone.
+The order, for every datagram: AEAD, replay window, `opened` (timers, endpoint), `accept` (inner source and packet filter, once a run), `write`; for one that
+came alone `opened` is last, as somebody may wait for it. A datagram that fails any of them is dropped alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 from calnet.crypto.aead import TAG_SIZE, BadTag
 from calnet.errors import WireError
 from calnet.model import Buffer
+from calnet.tunnel.chunk_inbound import Accept, ChunkInbound, Opened, Write
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
 from calnet.wire.ip import NO_VIRTIO, Protocol, packet_length
@@ -25,19 +26,13 @@ from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, Messag
 
 BUFFER_SIZE: Final = 65536
 _MAX_SHAPES: Final = 32
-_HEAD: Final = struct.Struct("<QQ")
+_HEADER: Final = struct.Struct("<IIQ")
 _MAX_KEPT: Final = 128
 """Datagrams a batch may hold for its views to be kept."""
 
-Accept = Callable[[Session, memoryview], bool]
-"""`accept(session, packet)`: may this inner packet come from this session's peer to us?"""
-Write = Callable[[list[Buffer]], object]
-"""Write one packet to the TUN, made of these parts."""
 FindSession = Callable[[int], Session | None]
 Other = Callable[[memoryview], None]
 """`other(datagram)`: it is no transport message."""
-Opened = Callable[[Session, int, bool], None]
-"""`opened(session, bytes, data)`: a batch was opened and its counters accepted; `data` is False if all were keepalives."""
 
 
 class Inbound:
@@ -45,7 +40,7 @@ class Inbound:
 
     def __init__(self, *, vnet: bool, tcp: bool, udp: bool, session: FindSession, opened: Opened, accept: Accept, write: Write, other: Other) -> None:
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
-        self._words = self.buffer.cast("Q")
+        self._words = self.buffer.cast("I")
         self._before: list[Buffer] = [NO_VIRTIO] if vnet else []
         self._joined = {int(protocol) for protocol, joined in ((Protocol.TCP, tcp), (Protocol.UDP, udp)) if joined and vnet}
         self._session = session
@@ -58,6 +53,7 @@ class Inbound:
         self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(_MAX_KEPT)]
         self._places: dict[int, tuple[list[memoryview], list[memoryview]]] = {}
         self._parts: dict[tuple[int, int, int], tuple[list[memoryview], list[memoryview]]] = {}
+        self._chunks = ChunkInbound(self.buffer, vnet, self._joined, opened, accept, write)
         self.dropped = 0
         """Datagrams that were not genuine, not new, or not allowed."""
 
@@ -67,15 +63,36 @@ class Inbound:
         if 1 < count <= _MAX_KEPT and size >= TRANSPORT_OVERHEAD:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
                 count, length = count - 1, (count - 1) * size
-            firsts, counters = self._heads(size, count)
-            if firsts[0] & 0xFFFFFFFF == MessageType.TRANSPORT and firsts.count(firsts[0]) == count:
-                self._receive_batch(length, size, firsts[0] >> 32, counters)
+            words, indices, counters = self._heads(size, count)
+            if indices.count(indices[0]) == count:
+                word = words[0]
+                if word == MessageType.TRANSPORT and words.count(word) == count:
+                    self._receive_batch(length, size, indices[0], counters)
+                else:
+                    self._receive_chunks(length, size, indices[0], words, counters)
                 return
         for start in range(0, length, size):
             self._receive_one(start, min(size, length - start))
 
+    def _receive_chunks(self, length: int, size: int, index: int, words: list[int], counters: list[int]) -> None:
+        """A batch for one session, of chunks and perhaps other datagrams: chunks of one super-packet whose counters follow one another belong together."""
+        session, position, count = self._session(index), 0, len(counters)
+        while position < count:
+            end = position + 1
+            word, counter = words[position], counters[position]
+            if word & 0xFF != MessageType.CHUNK or session is None:
+                self._receive_one(position * size, min(size, length - position * size))
+            else:
+                while end < count and words[end] == word and counters[end] == counter + end - position:
+                    end += 1
+                self.dropped += self._chunks.receive(session, position * size, min(end * size, length), size, word, counters[position:end])
+            position = end
+
     def _receive_one(self, start: int, length: int) -> None:
         datagram = self.buffer[start : start + length]
+        if length >= TRANSPORT_OVERHEAD and datagram[0] == MessageType.CHUNK:
+            self._receive_chunk(datagram, start, length)
+            return
         try:
             index, counter = parse_transport_header(datagram)
         except WireError:
@@ -95,18 +112,26 @@ class Inbound:
         if not session.replay.accept(counter):
             self.dropped += 1
             return
-        self._opened(session, length, bool(plain))
         if plain:
-            self._deliver_one(session, plain)
+            self._deliver_one(session, plain)  # first, as it may be what somebody waits for
+        self._opened(session, length, bool(plain))
 
-    def _heads(self, size: int, count: int) -> tuple[list[int], list[int]]:
-        """Of each datagram: type and receiver index as one number, and counter."""
-        if size % 8:
-            heads = [_HEAD.unpack_from(self.buffer, at) for at in range(0, count * size, size)]
-            return [first for first, _ in heads], [counter for _, counter in heads]
-        step = size // 8
-        end = (count - 1) * step
-        return self._words[: end + 1 : step].tolist(), self._words[1 : end + 2 : step].tolist()
+    def _receive_chunk(self, datagram: memoryview, start: int, length: int) -> None:
+        word, index, counter = _HEADER.unpack_from(datagram)
+        session = self._session(index)
+        self.dropped += 1 if session is None else self._chunks.receive(session, start, start + length, length, word, [counter])
+
+    def _heads(self, size: int, count: int) -> tuple[list[int], list[int], list[int]]:
+        """Of each datagram: its first 4 bytes as a number, receiver index, and counter."""
+        if size % 4:
+            heads = [_HEADER.unpack_from(self.buffer, at) for at in range(0, count * size, size)]
+            return [word for word, _, _ in heads], [index for _, index, _ in heads], [counter for _, _, counter in heads]
+        step = size // 4
+        end, words = (count - 1) * step + 1, self._words
+        lower, upper = words[2 : end + 2 : step].tolist(), words[3 : end + 3 : step].tolist()
+        if any(upper):
+            lower = [high << 32 | low for low, high in zip(lower, upper, strict=True)]
+        return words[:end:step].tolist(), words[1 : end + 1 : step].tolist(), lower
 
     def _receive_batch(self, length: int, size: int, index: int, counters: list[int]) -> None:
         """A batch of transport messages, all for the session with this receiver index."""

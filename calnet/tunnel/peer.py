@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from calnet.crypto.aead import Aead
 from calnet.model import Endpoint, NodeId, PeerKind, Prefix
 from calnet.tunnel.cookie import CookieMemory
 from calnet.tunnel.handshake import Pending
@@ -28,8 +29,12 @@ class TunnelPeerConfig:
     psk: bytes | None = None
     allowed: tuple[Prefix, ...] = ()
     also_from: tuple[Prefix, ...] = ()
-    """Prefixes that another peer routes now, and that this one may route: packets from there are its to bring, none are sent there."""
+    """Prefixes that another peer carries now (routers.py), and that this one may route: packets from there are its to bring, none are sent there."""
     keepalive_s: int = 0
+    aead: Aead = Aead.CHACHA20_POLY1305
+    """Of the handshakes that we begin; it may begin others."""
+    chunks: bool = False
+    """It takes super-packets as chunks (chunks.py)."""
     key_expires: float | None = None
 
     @property

@@ -20,10 +20,12 @@ from calnet.wire.ip import (
     IPV4_HEADER_SIZE,
     IPV6_HEADER_SIZE,
     NEEDS_CSUM,
+    TCP_CHECKSUM_OFFSET,
     TCP_CWR,
     TCP_FIN,
     TCP_HEADER_SIZE,
     TCP_PSH,
+    UDP_CHECKSUM_OFFSET,
     UDP_HEADER_SIZE,
     GsoType,
     Protocol,
@@ -34,6 +36,8 @@ from calnet.wire.ip import (
 )
 
 _GSO_SHAPES: Final = {GsoType.TCPV4: (4, Protocol.TCP), GsoType.TCPV6: (6, Protocol.TCP)}
+_EXTENSIONS: Final = frozenset((0, 43, 60))
+"""Hop-by-hop options, routing, destination options: a fragment is never a super-packet."""
 _FIRST_FLAGS_OFF: Final = TCP_PSH | TCP_FIN
 _MIDDLE_FLAGS_OFF: Final = TCP_PSH | TCP_FIN | TCP_CWR
 _MASK32: Final = 0xFFFFFFFF
@@ -54,8 +58,7 @@ def parse_super(packet: memoryview, virtio: Virtio) -> Super:
     """The shape of the super-packet that fills `packet`; WireError where header and virtio header don't fit together."""
     length = packet_length(packet)
     version = packet[0] >> 4
-    ip_header = (packet[0] & 15) * 4 if version == 4 else IPV6_HEADER_SIZE
-    protocol = packet[9] if version == 4 else packet[6]
+    ip_header, protocol = ((packet[0] & 15) * 4, packet[9]) if version == 4 else _ipv6_headers_end(packet)
     gso_type = virtio.gso_type & ~GSO_ECN
     if length != len(packet) or virtio.gso_size == 0:
         raise WireError("a super-packet whose length is wrong")
@@ -73,6 +76,14 @@ def parse_super(packet: memoryview, virtio: Virtio) -> Super:
     if length <= header or (protocol == Protocol.TCP and size < TCP_HEADER_SIZE):
         raise WireError("a super-packet without payload")
     return Super(version, protocol, ip_header, header, virtio.gso_size, length)
+
+
+def _ipv6_headers_end(packet: memoryview) -> tuple[int, int]:
+    """(where the transport header begins, its protocol), behind extension headers that each packet of a super-packet repeats (RFC 8200 section 4)."""
+    protocol, end = packet[6], IPV6_HEADER_SIZE
+    while protocol in _EXTENSIONS and end + 8 <= len(packet):
+        protocol, end = packet[end], end + 8 + packet[end + 1] * 8
+    return end, protocol
 
 
 def segment_headers(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
@@ -112,10 +123,10 @@ def _tcp_headers_over_ipv4(packet: memoryview, shape: Super, sums: list[int]) ->
 
 
 def _tcp_headers_over_ipv6(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
-    step, last = shape.segment, len(sums) - 1
-    layout = _ipv6_tcp_struct(shape.header - IPV6_HEADER_SIZE)
+    step, last, extensions = shape.segment, len(sums) - 1, shape.ip_header - IPV6_HEADER_SIZE
+    layout = _ipv6_tcp_struct(shape.ip_header, shape.header - shape.ip_header)
     start, _, addresses, ports, sequence, acknowledged, flags, window, _, options = layout.unpack_from(packet)
-    tcp_sum = _pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options)
+    tcp_sum = _pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options) - extensions
     pack, headers = layout.pack, []
     middle, length = flags & ~_MIDDLE_FLAGS_OFF, shape.header + step - IPV6_HEADER_SIZE
     now = flags & ~_FIRST_FLAGS_OFF
@@ -161,8 +172,8 @@ def _ipv4_headers(packet: memoryview, shape: Super, count: int) -> list[bytes]:
 
 
 def _ipv6_headers(packet: memoryview, shape: Super, count: int) -> list[bytes]:
-    start, end = bytes(packet[:4]), bytes(packet[6:IPV6_HEADER_SIZE])
-    full = start + (UDP_HEADER_SIZE + shape.segment).to_bytes(2, "big") + end
+    start, end, extensions = bytes(packet[:4]), bytes(packet[6 : shape.ip_header]), shape.ip_header - IPV6_HEADER_SIZE
+    full = start + (extensions + UDP_HEADER_SIZE + shape.segment).to_bytes(2, "big") + end
     last = start + (shape.length - IPV6_HEADER_SIZE - shape.segment * (count - 1)).to_bytes(2, "big") + end
     return [full] * (count - 1) + [last]
 
@@ -171,7 +182,7 @@ _UDP: Final = struct.Struct(">4sHH")
 
 
 # IPv4: version to TOS, total length, identification, fragment, TTL and protocol, checksum, addresses and options.
-# IPv6: version to flow label, payload length, next header to addresses.
+# IPv6: version to flow label, payload length, next header to addresses and extension headers.
 # TCP: ports, sequence, acknowledgement, data offset and flags, window, checksum, urgent pointer and options.
 
 
@@ -186,12 +197,16 @@ def _ipv4_tcp_struct(ip_size: int, tcp_size: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=16)
-def _ipv6_tcp_struct(tcp_size: int) -> struct.Struct:
-    return struct.Struct(f">4sH34s4sI4sHHH{tcp_size - 18}s")
+def _ipv6_tcp_struct(ip_size: int, tcp_size: int) -> struct.Struct:
+    return struct.Struct(f">4sH{ip_size - 6}s4sI4sHHH{tcp_size - 18}s")
 
 
 def _pseudo(packet: memoryview, shape: Super) -> int:
-    """Sum of the pseudo-header without its length."""
+    """Sum of the pseudo-header without its length. Behind extension headers it is the kernel's, from the checksum field (a routing header hides the last
+    destination, which counts: RFC 8200 section 8.1)."""
+    if shape.version == 6 and shape.ip_header > IPV6_HEADER_SIZE:
+        field = shape.ip_header + (TCP_CHECKSUM_OFFSET if shape.protocol == Protocol.TCP else UDP_CHECKSUM_OFFSET)
+        return int.from_bytes(packet[field : field + 2], "big") - (shape.length - shape.ip_header)
     addresses = packet[12:20] if shape.version == 4 else packet[8:40]
     return pseudo_sum(addresses, shape.protocol, 0)
 

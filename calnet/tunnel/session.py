@@ -4,17 +4,18 @@ Hot path: plain attributes, which the data path reads and calls without a frame 
 that no nonce is used twice; a session can be neither copied nor pickled, for the same reason. Whoever opens keeps this order: AEAD (`open_into`), then
 `replay`, then `Tunnel.data_received`, then the packet's inner source (`Tunnel.owns`).
 
-A session under another AEAD would bring its own nonce layout, message type and limits; the attributes stay the same.
+The AEAD is the handshake's. Nonces are laid out alike for both: 4 zero bytes for type 4, a chunk's own first 4 bytes for type 5, then the counter,
+little-endian.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from calnet.crypto.aead import TAG_SIZE, BadTag, new_cipher, nonce_of
+from calnet.crypto.aead import TAG_SIZE, Aead, BadTag, new_cipher, nonce_of
 from calnet.errors import AuthenticationError, ProtocolError, StateMisuseError
 from calnet.model import Buffer
-from calnet.tunnel.constants import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME
+from calnet.tunnel.constants import MESSAGE_LIMITS, REJECT_AFTER_TIME
 from calnet.tunnel.replay import ReplayWindow
 from calnet.tunnel.timers import NEVER
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, parse_transport_header, transport_header
@@ -31,12 +32,15 @@ class Session:
     """One keypair. `local_index` is in what we receive, `remote_index` in what we send; times are monotonic seconds."""
 
     __slots__ = (
+        "aead",
         "created_at",
         "expires_at",
         "initiator",
         "local_index",
         "open_into",
         "peer",
+        "reject_after",
+        "rekey_after",
         "rekey_at",
         "remote_index",
         "remote_static",
@@ -46,7 +50,16 @@ class Session:
     )
 
     def __init__(
-        self, peer: TunnelPeer, *, local_index: int, remote_index: int, initiator: bool, remote_static: bytes, keys: tuple[bytes, bytes], now: float
+        self,
+        peer: TunnelPeer,
+        *,
+        local_index: int,
+        remote_index: int,
+        initiator: bool,
+        remote_static: bytes,
+        keys: tuple[bytes, bytes],
+        now: float,
+        aead: Aead = Aead.CHACHA20_POLY1305,
     ) -> None:
         """`keys` are (sending, receiving), as `Handshake.split` gives them; `remote_static` is the peer's key in that handshake."""
         self.peer = peer
@@ -60,14 +73,16 @@ class Session:
         """When the initiator, sending, begins a new handshake; the responder doesn't."""
         self.send_counter = 0
         self.replay = ReplayWindow()
-        self.seal_into = new_cipher(keys[0]).seal_into
-        self.open_into = new_cipher(keys[1]).open_into
+        self.aead = aead
+        self.rekey_after, self.reject_after = MESSAGE_LIMITS[aead]
+        self.seal_into = new_cipher(keys[0], aead).seal_into
+        self.open_into = new_cipher(keys[1], aead).open_into
 
     def take_counters(self, count: int) -> int:
-        """Reserves `count` consecutive counters and returns the first. SessionExhausted where they would reach REJECT_AFTER_MESSAGES."""
+        """Reserves `count` consecutive counters and returns the first. SessionExhausted where they would pass `reject_after`."""
         first = self.send_counter
         after = first + count
-        if after > REJECT_AFTER_MESSAGES:
+        if after > self.reject_after:
             raise SessionExhausted("this session has no message counters left")
         self.send_counter = after
         return first

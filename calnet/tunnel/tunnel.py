@@ -25,8 +25,6 @@ from calnet.tunnel.constants import (
     HANDSHAKE_INITIATION_RATE,
     KEEPALIVE_TIMEOUT,
     MAX_HANDSHAKE_ATTEMPTS,
-    REJECT_AFTER_MESSAGES,
-    REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
@@ -127,9 +125,9 @@ class Tunnel:
     def session_to_send(self, peer: TunnelPeer, now: float, wall: float) -> tuple[Session | None, list[TunnelEffect]]:
         """The session to send with, and perhaps a rekey to begin; None while a handshake is under way (begun now if need be): the packet waits."""
         session = peer.current
-        if session is None or now >= session.expires_at or session.send_counter >= REJECT_AFTER_MESSAGES:
+        if session is None or now >= session.expires_at or session.send_counter >= session.reject_after:
             return None, self._initiate(peer, now, wall)
-        if now > session.rekey_at or session.send_counter > REKEY_AFTER_MESSAGES:
+        if now > session.rekey_at or session.send_counter > session.rekey_after:
             return session, self._initiate(peer, now, wall)
         return session, []
 
@@ -166,7 +164,7 @@ class Tunnel:
     # --- Handshakes ---
 
     def receive(self, datagram: Buffer, source: Source, now: float, wall: float) -> list[TunnelEffect]:
-        """A datagram of type 1, 2 or 3."""
+        """A datagram of type 1, 2, 3, 6 or 7."""
         try:
             message = parse_handshake(datagram)
         except WireError:
@@ -207,7 +205,7 @@ class Tunnel:
         # Everything holds: from here on state changes.
         self._stamps.accept(static, timestamp)
         peer.initiation_received_at = now
-        session = Session(peer, local_index=index, remote_index=message.sender, initiator=False, remote_static=static, keys=keys, now=now)
+        session = Session(peer, local_index=index, remote_index=message.sender, initiator=False, remote_static=static, keys=keys, now=now, aead=message.aead)
         self._sessions[index] = session
         self._forget_sessions(peer.add_responded(session))
         self._derived(peer, now)
@@ -226,7 +224,14 @@ class Tunnel:
             return [ResponseRejected(peer.id)]
         self._forget_pending(peer)
         session = Session(
-            peer, local_index=pending.local_index, remote_index=message.sender, initiator=True, remote_static=pending.remote_static, keys=keys, now=now
+            peer,
+            local_index=pending.local_index,
+            remote_index=message.sender,
+            initiator=True,
+            remote_static=pending.remote_static,
+            keys=keys,
+            now=now,
+            aead=message.aead,
         )
         crossed = any(now - other.created_at < REKEY_TIMEOUT for other in peer.sessions())
         self._sessions[session.local_index] = session
@@ -258,7 +263,7 @@ class Tunnel:
         stamp = self._stamps.next(static, wall, may_go_back=peer.kind is PeerKind.CALNET)
         self._forget_pending(peer)
         try:
-            pending, body = handshake.begin(self._identity, static, peer.config.psk, stamp, self._new_index(), self._random)
+            pending, body = handshake.begin(self._identity, static, peer.config.psk, stamp, self._new_index(), self._random, peer.config.aead)
         except AuthenticationError:  # a small-order key: no handshake with it can ever succeed
             peer.timers.abandon_handshake()
             return [HandshakeFailed(peer.id)]

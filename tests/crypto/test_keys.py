@@ -11,6 +11,12 @@ from calnet.crypto.keys import PrivateKey, decode_key, encode_key, is_small_orde
 from calnet.errors import AuthenticationError, InvalidError
 from tests import shared_vectors
 
+EIGHT = (
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+"""Points of order 8."""
+
 
 def test_exchange_wycheproof_vectors_match_and_zero_secrets_are_refused() -> None:
     cases = [case for group in shared_vectors.load("wycheproof/x25519_test.json")["testGroups"] for case in group["tests"]]
@@ -46,9 +52,24 @@ def test_key_of_another_length_is_refused(size: int) -> None:
     assert is_small_order(b"\x09" * size)
 
 
-@pytest.mark.parametrize("public", [bytes(32), b"\1" + bytes(31)])
-def test_is_small_order_names_the_small_points(public: bytes) -> None:
-    assert is_small_order(public)
+P = 2**255 - 19
+NEAR = [number for small in (0, 1, P - 1, *EIGHT) for number in (small - 1, small, small + 1, small + P) if 0 <= number < 2**255]
+
+
+@pytest.mark.parametrize("high_bit", [0, 1 << 255])
+@pytest.mark.parametrize("number", NEAR)
+def test_keys_of_small_order_are_those_that_libsodium_refuses(number: int, high_bit: int) -> None:
+    public = (number | high_bit).to_bytes(32, "little")
+    try:
+        PrivateKey(b"a" * 32).exchange(public)
+    except AuthenticationError:
+        assert is_small_order(public)
+    else:
+        assert not is_small_order(public)
+
+
+def test_all_points_of_small_order_are_known() -> None:
+    assert sum(is_small_order(number.to_bytes(32, "little")) for number in set(NEAR)) == 7  # five, of which 0 and 1 are written in two ways
     assert not is_small_order(PrivateKey(b"a" * 32).public)
 
 

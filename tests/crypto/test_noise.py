@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calnet.crypto.aead import nonce_of, open_sealed, seal
+from calnet.crypto.aead import Aead, nonce_of, open_sealed, seal
 from calnet.crypto.hash import hkdf
 from calnet.crypto.keys import PrivateKey
 from calnet.crypto.noise import Handshake, SymmetricState
@@ -40,15 +40,26 @@ def _machine(case: dict[str, Any], side: str) -> Handshake:
         remote_static=bytes.fromhex(case["init_remote_static"]) if side == "init" else None,
         psk=bytes.fromhex(psks[0]) if psks else None,
         prologue=bytes.fromhex(case[f"{side}_prologue"]),
+        aead=Aead.AES_256_GCM if "_AESGCM_" in case["protocol_name"] else Aead.CHACHA20_POLY1305,
     )
 
 
 IK_NAMES = ("Noise_IK_25519_ChaChaPoly_BLAKE2s", "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s")
+AES_NAMES = ("Noise_IK_25519_AESGCM_BLAKE2s", "Noise_IKpsk2_25519_AESGCM_BLAKE2s")
 
 
-@pytest.mark.parametrize("file", ["noise/cacophony.txt", "noise/snow.txt", "noise/ik-25519-chachapoly-blake2s.json"])
-def test_handshake_recorded_vectors_are_met_byte_for_byte(file: str) -> None:
-    for case in _vectors(file, *IK_NAMES):
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("noise/cacophony.txt", IK_NAMES),
+        ("noise/snow.txt", IK_NAMES),
+        ("noise/ik-25519-chachapoly-blake2s.json", IK_NAMES),
+        ("noise/cacophony.txt", AES_NAMES),
+        ("noise/snow.txt", AES_NAMES),
+    ],
+)
+def test_handshake_recorded_vectors_are_met_byte_for_byte(file: str, names: tuple[str, ...]) -> None:
+    for case in _vectors(file, *names):
         initiator, responder = _machine(case, "init"), _machine(case, "resp")
         first, second, *transport = [(bytes.fromhex(m["payload"]), bytes.fromhex(m["ciphertext"])) for m in case["messages"]]
         assert initiator.write_message(first[0]) == first[1]
@@ -62,7 +73,7 @@ def test_handshake_recorded_vectors_are_met_byte_for_byte(file: str) -> None:
         assert initiator.split() == responder.split()[::-1]
         for number, (payload, sealed) in enumerate(transport):
             sender = (initiator, responder)[number % 2]
-            assert seal(sender.split()[0], nonce_of(number // 2), payload) == sealed
+            assert seal(sender.split()[0], nonce_of(number // 2, sender.aead), payload, aead=sender.aead) == sealed
 
 
 class _Twin:

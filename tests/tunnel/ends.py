@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 from calnet.model import Buffer, NodeId
+from calnet.tunnel.chunks import can_be_chunks
 from calnet.tunnel.inbound import Inbound
 from calnet.tunnel.outbound import START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
@@ -26,7 +27,8 @@ def sessions(keys: tuple[bytes, bytes] = (b"a" * 32, b"b" * 32), indices: tuple[
 class Sender:
     """Outbound with its runs recorded: (session, datagrams, size)."""
 
-    def __init__(self, mtu: int = 1280) -> None:
+    def __init__(self, mtu: int = 1280, *, chunks: bool = False) -> None:
+        self.chunks = chunks
         self.runs: list[tuple[Session, bytes, int]] = []
         self.outbound = Outbound(mtu, lambda session, datagrams, size: self.runs.append((session, bytes(datagrams), size)))
 
@@ -35,8 +37,11 @@ class Sender:
         plain = self.outbound.plain
         plain[: len(read)] = read
         header, packet = parse_virtio(read), plain[START : len(read)]
-        if header.gso_type:
-            self.outbound.seal_super(session, parse_super(packet, header))
+        shape = parse_super(packet, header) if header.gso_type else None
+        if shape is not None and self.chunks and can_be_chunks(shape):
+            self.outbound.seal_chunks(session, shape)
+        elif shape is not None:
+            self.outbound.seal_super(session, shape)
         else:
             finish_checksum(packet, header)
             self.outbound.seal_packet(session, len(packet))
@@ -89,7 +94,8 @@ class Receiver:
                 assert (flags, offset) == (1, 6 if kind == 5 else 16)
                 assert start == (40 if write[10] >> 4 == 6 else 20)
                 made += cut(write[10:], segment)
+            elif flags:
+                made += cut(write[10:], len(write))
             else:
-                assert flags == 0
                 made.append(write[10:])
         return made

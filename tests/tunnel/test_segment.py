@@ -12,7 +12,22 @@ from hypothesis import strategies as st
 from calnet.errors import WireError
 from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, segment_headers, sum_thirds, thirds_of
 from calnet.wire.ip import Virtio, ones_sum, parse_virtio
-from tests.ip_packets import TIMESTAMPS, V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, is_sound, tcp, udp, virtio
+from tests.ip_packets import (
+    DESTINATION_OPTIONS,
+    ROUTING,
+    TIMESTAMPS,
+    V4,
+    V6,
+    as_kernel_gives,
+    cut,
+    icmp_echo,
+    ip_packet,
+    is_sound,
+    tcp,
+    udp,
+    virtio,
+    with_extension,
+)
 
 ENDS = st.sampled_from([V4, V6])
 
@@ -61,6 +76,16 @@ def test_udp_super_packet_any_shape_is_cut_as_the_oracle_does(ends, segment, len
     made = _segments(packet, segment)
     assert made == cut(packet, segment)
     assert all(is_sound(one) for one in made)
+
+
+@pytest.mark.parametrize("make", [tcp, udp])
+@pytest.mark.parametrize("extensions", [[DESTINATION_OPTIONS], [ROUTING], [DESTINATION_OPTIONS, ROUTING]])
+def test_super_packet_with_ipv6_extension_headers_is_cut_as_the_oracle_does(make, extensions: list[tuple[int, bytes]]) -> None:  # type: ignore[no-untyped-def]
+    """The kernel hands such ones over as well: a connection with destination options stood still."""
+    packet = make(bytes(range(256)) * 30, V6)
+    for extension in extensions:
+        packet = with_extension(packet, extension)
+    assert _segments(packet, 1000) == cut(packet, 1000)
 
 
 def test_tcp_super_packet_with_ip_options_is_cut() -> None:
