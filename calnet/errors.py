@@ -63,6 +63,7 @@ class ConfigError(LocalError):
 class StateError(LocalError):
     """A state file or store is damaged, locked, or its disk is full."""
 
+    http_status = 503
     code = "state"
 
 

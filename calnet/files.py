@@ -90,6 +90,15 @@ def remove_private(path: Path) -> None:
         raise _explained(error, path, "remove") from error
 
 
+def rename_private(path: Path, name: Path) -> None:
+    """Give `path` the name `name` in its directory, durably, in place of what has that name."""
+    try:
+        os.replace(path, name)
+        _sync_directory(name.parent)
+    except OSError as error:
+        raise _explained(error, path, "rename") from error
+
+
 def open_private(path: Path, flags: int) -> int:
     """A descriptor of `path` opened with `flags` (close-on-exec, never through a symlink; with O_CREAT the file is made 0600 whatever the umask).
 

@@ -44,6 +44,8 @@ class Source(NamedTuple):
     """Its UDP source address."""
     relay_peer: NodeId | None = None
     """Or the peer from which a relay brought it."""
+    socket: int = 0
+    """By UDP: to which of our sockets it came; 0 is the port that we tell others of."""
 
 
 class PeerKind(enum.Enum):
@@ -84,7 +86,7 @@ class Peer:
     """Persistent keepalive (WIREGUARD peers); 0 is off."""
     kind: PeerKind = PeerKind.CALNET
     capabilities: tuple[str, ...] = ()
-    """Protocol extensions the peer announces (none yet)."""
+    """Protocol extensions that the peer announces (docs/protocol.md, section 3)."""
 
 
 @dataclass(frozen=True, slots=True)

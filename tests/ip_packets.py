@@ -13,6 +13,28 @@ V6 = ("fd77::1", "fd77::2")
 TIMESTAMPS = b"\x01\x01\x08\x0a\0\0\0\x05\0\0\0\x06"
 
 
+DESTINATION_OPTIONS = (60, bytes((0, 1)) + b"\x01\x0c" + bytes(12))
+"""An IPv6 extension header, as `with_extension` takes it."""
+ROUTING = (43, bytes((0, 2, 4, 0)) + bytes(4) + bytes(range(16)))
+"""One that has reached its last hop."""
+
+
+def with_extension(packet: bytes, extension: tuple[int, bytes]) -> bytes:
+    """The IPv6 packet with an extension header before its payload."""
+    kind, header = extension
+    return packet[:4] + struct.pack(">H", len(packet) - 40 + len(header)) + bytes((kind,)) + packet[7:40] + packet[6:7] + header[1:] + packet[40:]
+
+
+def headers_of(packet: bytes) -> tuple[int, int]:
+    """(where the transport header begins, its protocol)."""
+    if packet[0] >> 4 == 4:
+        return (packet[0] & 15) * 4, packet[9]
+    start, protocol = 40, packet[6]
+    while protocol in (43, 60):
+        start, protocol = start + 8 + packet[start + 1] * 8, packet[start]
+    return start, protocol
+
+
 def slow_sum(data: bytes) -> int:
     """RFC 1071, word by word with end-around carry."""
     total = 0
@@ -108,8 +130,7 @@ def is_sound(packet: bytes) -> bool:
 def virtio(packet: bytes, segment: int) -> tuple[int, int, int, int, int, int]:
     """The virtio header with which the kernel would hand over this super-packet."""
     six = packet[0] >> 4 == 6
-    size = 40 if six else (packet[0] & 15) * 4
-    protocol = packet[6] if six else packet[9]
+    size, protocol = headers_of(packet)
     kind = 5 if protocol == 17 else 4 if six else 1
     return (1, kind, 0, segment, size, 6 if protocol == 17 else 16)
 
@@ -119,7 +140,7 @@ def as_kernel_gives(packet: bytes, segment: int = 0) -> bytes:
     flags, kind, _, size, start, offset = virtio(packet, segment)
     six = packet[0] >> 4 == 6
     addresses = packet[8:40] if six else packet[12:20]
-    protocol = packet[6] if six else packet[9]
+    _, protocol = headers_of(packet)
     partial = slow_sum(addresses + struct.pack(">HH", protocol, len(packet) - start))
     where = start + offset
     return struct.pack("=BBHHHH", flags, kind if segment else 0, 0, size, start, offset) + packet[:where] + struct.pack(">H", partial) + packet[where + 2 :]
@@ -128,8 +149,7 @@ def as_kernel_gives(packet: bytes, segment: int = 0) -> bytes:
 def cut(packet: bytes, segment: int) -> list[bytes]:
     """What a network card makes of the super-packet: rebuilt from its fields, packet by packet."""
     six = packet[0] >> 4 == 6
-    start = 40 if six else (packet[0] & 15) * 4
-    protocol = packet[6] if six else packet[9]
+    start, protocol = headers_of(packet)
     size = 8 if protocol == 17 else (packet[start + 12] >> 4) * 4
     ends = tuple(str(ipaddress.ip_address(one)) for one in ((packet[8:24], packet[24:40]) if six else (packet[12:16], packet[16:20])))
     payload = packet[start + size :]
@@ -155,7 +175,7 @@ def cut(packet: bytes, segment: int) -> list[bytes]:
             value = value or 0xFFFF
         body = body[:check] + struct.pack(">H", value) + body[check + 2 :]
         if six:
-            made.append(packet[:4] + struct.pack(">H", len(body)) + packet[6:40] + body)
+            made.append(packet[:4] + struct.pack(">H", start - 40 + len(body)) + packet[6:start] + body)
         else:
             ip = bytearray(packet[:start])
             ip[2:4] = (start + len(body)).to_bytes(2, "big")

@@ -22,7 +22,7 @@ _MACHINES = {"calnet.tunnel": _UP, "calnet.paths": _UP, "calnet.policy": _UP}
 _OUTSIDE = {
     name: _PURE
     for names in (
-        "os io pathlib shutil tempfile mmap fcntl socket select selectors ssl http urllib sqlite3 subprocess signal",
+        "os io pathlib shutil tempfile mmap fcntl socket select selectors ssl http urllib.request sqlite3 subprocess signal",
         "asyncio threading multiprocessing time datetime random secrets uuid logging",
         "uvloop anyio websockets starlette uvicorn httptools pyroute2 peewee lmdb",
     )
@@ -35,6 +35,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     "calnet.errors": {"calnet": "errors stand below everything"} | _OUTSIDE | _NO_CRYPTO,
     "calnet.files": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _NO_CRYPTO,
     "calnet.limits": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
+    "calnet.metrics": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
     "calnet.model": {f"calnet.{layer}": _UP for layer in ("crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
     "calnet.crypto": {"calnet.wire": _UP} | _MACHINES | _OUTER | _FILES | _OUTSIDE,
     "calnet.wire": _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,

@@ -8,44 +8,23 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PYTHON = os.path.realpath(sys.executable)
-BUILDER = (sys.executable, str(ROOT / "build_zipapp.py"))
+from calnet.store.archive import read_archive
+from tests.roles.server.registries import Office
+from tests.zipapp import BUILDER, PYTHON, ROOT, build, built_file, calnet, in_mounts, run
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def run(*words: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A command's outcome; stdin is `text`, or nothing. Calnet's own settings don't come along."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("CALNET_")} | dict(env or {})
-    stdin: dict[str, object] = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
-    return subprocess.run([str(word) for word in words], cwd=cwd, env=clean, capture_output=True, text=True, timeout=120, check=False, **stdin)  # type: ignore[call-overload,no-any-return]
-
-
-def build(output: Path, *flags: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-    done = run(*BUILDER, "--output", output, *flags, env=env, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def built() -> Path:
-    """calnet.pyz, kept below build/ and made anew when something changed."""
-    path = ROOT / "build" / "tests" / "calnet.pyz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    build(path, "--if-stale")
-    return path
-
-
-def calnet(built: Path, *words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return run(PYTHON, "-IS", built, *words, env=env, cwd=cwd)
+    return built_file()
 
 
 def index(built: Path) -> dict[str, object]:
@@ -150,12 +129,6 @@ def test_selftest_with_no_new_privileges_and_no_capabilities_passes(built: Path)
         pytest.skip("only root can give its capabilities up")
     done = run("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", PYTHON, "-IS", built, "selftest")
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def in_mounts(mounts: str, built: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The file, run in a mount namespace of its own after these commands."""
-    script = f'set -e\nmount --make-rprivate /\n{mounts}\nexec "$@"'
-    return run("unshare", "--mount", "sh", "-c", script, "sh", PYTHON, "-IS", built, *words, env=env)
 
 
 @pytest.mark.e2e
@@ -318,3 +291,14 @@ def test_lock_names_no_place_and_gives_every_package_hashes() -> None:
         assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|^/", text, re.MULTILINE), lock
         packages = re.split(r"\n(?=\S)", text.strip())
         assert all("--hash=sha256:" in package for package in packages if not package.startswith("#")), lock
+
+
+def test_file_works_on_a_store_whose_server_is_away(built: Path, tmp_path: Path) -> None:
+    office = Office(tmp_path / "office")
+    (tmp_path / "archive").write_bytes(office.registry.backup())
+    office.registry.close()
+    state, copy = tmp_path / "state", tmp_path / "copy"
+    done = calnet(built, "admin", "--state-dir", state, "restore", tmp_path / "archive", "--yes", "--store", "sqlite")
+    assert done.returncode == 0, done.stderr
+    assert calnet(built, "admin", "--state-dir", state, "backup", copy).returncode == 0
+    assert read_archive(copy.read_bytes()).records == read_archive((tmp_path / "archive").read_bytes()).records

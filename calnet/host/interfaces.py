@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Final
+from typing import Final, NamedTuple
 
 from calnet.model import Address, Prefix
 
@@ -33,13 +33,20 @@ class Interface:
     loopback: bool = False
 
 
+class Gateway(NamedTuple):
+    """Next hop of a default route; `address` is empty where the route leads to its interface alone. They sort as the kernel prefers them."""
+
+    metric: int
+    address: str
+    interface: int
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkView:
     """The underlay at one moment. Two equal views need no new look at paths."""
 
     interfaces: tuple[Interface, ...]
-    gateways: tuple[str, ...] = ()
-    """Next hops of the default routes, as text."""
+    gateways: tuple[Gateway, ...] = ()
 
 
 def underlay(interfaces: Iterable[Interface], tun: str) -> list[Interface]:

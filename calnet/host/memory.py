@@ -61,6 +61,14 @@ class MemoryTun:
         buffer[:length] = packet[:length]
         return length
 
+    def read_parts(self, parts: Sequence[memoryview]) -> int:
+        whole = memoryview(bytearray(sum(len(part) for part in parts)))
+        length, at = self.read_into(whole), 0
+        for part in parts:
+            part[:] = whole[at : at + len(part)]
+            at += len(part)
+        return length
+
     def write(self, parts: Sequence[Buffer]) -> bool:
         if self._closed:
             return False
@@ -84,13 +92,15 @@ class MemoryTun:
 
 @dataclass(slots=True)
 class Weather:
-    """How a network treats datagrams; may be changed at any time. Probabilities from 0 to 1; `latency_s` one way; a reordered one comes `reorder_s` later."""
+    """How a network treats datagrams; may be changed at any time. Probabilities from 0 to 1; `latency_s` one way; a reordered one comes `reorder_s` later;
+    datagrams longer than `whole` go in fragments, where they may."""
 
     loss: float = 0.0
     reorder: float = 0.0
     duplicate: float = 0.0
     latency_s: float = 0.0
     reorder_s: float = 0.005
+    whole: int = 65_507
 
 
 class MemoryUnderlay:
@@ -118,6 +128,11 @@ class MemoryUnderlay:
         for host in hosts:
             self._ports[Endpoint(host, port)] = new
         return new
+
+    @property
+    def open_ports(self) -> int:
+        """Addresses with a port, by port."""
+        return len(self._ports)
 
     def close_port(self, port: MemoryUdp) -> None:
         """Forget the port (MemoryUdp.close does this)."""
@@ -156,6 +171,14 @@ class MemoryUdp:
         for start in range(0, len(whole), segment) if whole else (0,):
             self._network.carry(source, endpoint, whole[start : start + segment] if whole else b"")
         return True
+
+    def send_whole(self, endpoint: Endpoint, datagram: Buffer) -> None:
+        if len(datagram) <= self._network.weather.whole:
+            self.send(endpoint, datagram, len(datagram))
+
+    def send_short(self, endpoint: Endpoint, datagram: Buffer, hops: int) -> None:
+        """There are no routers here at which it could end."""
+        self.send(endpoint, datagram, max(1, len(datagram)))
 
     def _source_for(self, target: Endpoint) -> Endpoint | None:
         for host in self._hosts:

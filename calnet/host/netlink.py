@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from calnet.errors import HostError
-from calnet.host.interfaces import Interface, NetworkView
+from calnet.host.interfaces import Gateway, Interface, NetworkView
 from calnet.model import Address, Prefix
 
 MARK: Final = 0xCA17E7
@@ -329,8 +329,8 @@ def _interface(link: Any, addresses: list[Any]) -> Interface:
     return Interface(link["index"], link.get_attr("IFLA_IFNAME"), bool(flags & _IFF_UP), ordered, bool(flags & _IFF_LOOPBACK))
 
 
-def _gateways(netlink: Any) -> Iterator[str]:
+def _gateways(netlink: Any) -> Iterator[Gateway]:
     for family in _FAMILIES:
         for route in netlink.get_routes(family=family, table=_MAIN_TABLE):
             if route["dst_len"] == 0 and route["type"] == _TYPE_UNICAST and (route.get_attr("RTA_TABLE") or route["table"]) == _MAIN_TABLE:
-                yield f"{route.get_attr('RTA_GATEWAY') or 'direct'} by {route.get_attr('RTA_OIF')}"
+                yield Gateway(route.get_attr("RTA_PRIORITY") or 0, route.get_attr("RTA_GATEWAY") or "", route.get_attr("RTA_OIF") or 0)

@@ -57,6 +57,9 @@ class TunDevice(Protocol):
     def read_into(self, buffer: memoryview) -> int:
         """Read one packet (its virtio header first, where `offloads.vnet_header`); its bytes, 0 if there is none now. HostError: the device is gone."""
 
+    def read_parts(self, parts: Sequence[memoryview]) -> int:
+        """The same, into several buffers one after the other."""
+
     def write(self, parts: Sequence[Buffer]) -> bool:
         """Write one packet made of `parts` (its virtio header first, where `offloads.vnet_header`). False: the kernel refused or dropped this packet."""
 
@@ -158,6 +161,16 @@ class LinuxTun:
             raise HostError(f"the interface {self.name} is gone: it was closed")
         try:
             return self._readinto(buffer) or 0
+        except OSError as error:
+            raise HostError(f"the interface {self.name} is gone: {error.strerror}") from error
+
+    def read_parts(self, parts: Sequence[memoryview]) -> int:
+        if self._file is None:
+            raise HostError(f"the interface {self.name} is gone: it was closed")
+        try:
+            return os.readv(self.fd, parts)
+        except BlockingIOError:
+            return 0
         except OSError as error:
             raise HostError(f"the interface {self.name} is gone: {error.strerror}") from error
 

@@ -7,9 +7,11 @@ that takes no batches) is told once through `report`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -24,9 +26,16 @@ RECEIVE_SIZE: Final = 65536
 SOCKET_BUFFER: Final = 4 << 20
 
 _SO_SNDBUFFORCE: Final = 32
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DONT: Final = 0
+_PMTUDISC_WANT: Final = 1
+_PMTUDISC_PROBE: Final = 3
 _SO_RCVBUFFORCE: Final = 33
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
+_TIME_TO_LIVE: Final = (socket.IPPROTO_IP, socket.IP_TTL)
+_HOP_LIMIT: Final = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)
 _ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4)
 _PORT_TRIES: Final = 16
 
@@ -54,6 +63,12 @@ class UdpTransport(Protocol):
 
         False: the socket is full, nothing was sent.
         """
+
+    def send_whole(self, endpoint: Endpoint, datagram: Buffer) -> None:
+        """Send one datagram that is rather lost than fragmented, here or on the way."""
+
+    def send_short(self, endpoint: Endpoint, datagram: Buffer, hops: int) -> None:
+        """Send one datagram that ends on its way, at router number `hops`; it is lost where the socket is full."""
 
     def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
         """Call `ready(receive)` from `loop` whenever there is something to read; `receive(buffer)` (RECEIVE_SIZE bytes) gives a batch, or None."""
@@ -99,6 +114,8 @@ def _bind(family: socket.AddressFamily, port: int, mark: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        else:
+            _set_discovery(new, _PMTUDISC_DONT)
         if mark:
             new.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         _grow(new)
@@ -113,6 +130,16 @@ def _bind(family: socket.AddressFamily, port: int, mark: int) -> socket.socket:
             raise
         raise HostError(f"UDP port {port} can't be opened: {error.strerror}") from error
     return new
+
+
+def _set_discovery(one: socket.socket, value: int) -> None:
+    """How the kernel treats datagrams longer than a path takes (ip(7), ipv6(7)). By default ours are fragmented on the way where they have to be, as
+    WireGuard's are."""
+    if one.family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, value)
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, value == _PMTUDISC_PROBE)
+    else:
+        one.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, value)
 
 
 def _grow(one: socket.socket) -> None:
@@ -155,6 +182,26 @@ class LinuxUdp:
         except OSError as error:
             return self._after_failed_batch(error, one, datagrams, segment, endpoint)
         return True
+
+    def send_whole(self, endpoint: Endpoint, datagram: Buffer) -> None:
+        one = self._six if ":" in endpoint.host else self._four
+        if one is None:
+            return
+        try:
+            _set_discovery(one, _PMTUDISC_PROBE)
+            _send_one(one, datagram, endpoint)
+        except OSError:
+            return
+        finally:
+            with contextlib.suppress(OSError):
+                _set_discovery(one, _PMTUDISC_WANT if one.family == socket.AF_INET6 else _PMTUDISC_DONT)
+
+    def send_short(self, endpoint: Endpoint, datagram: Buffer, hops: int) -> None:
+        six = ":" in endpoint.host
+        one, (level, kind) = (self._six, _HOP_LIMIT) if six else (self._four, _TIME_TO_LIVE)
+        if one is not None:
+            with contextlib.suppress(OSError):
+                one.sendmsg((datagram,), ((level, kind, hops.to_bytes(4, sys.byteorder)),), 0, endpoint)
 
     def _after_failed_batch(self, error: OSError, one: socket.socket, datagrams: Buffer, segment: int, endpoint: Endpoint) -> bool:
         """ECONNREFUSED and the like tell of an earlier datagram, and sending again goes through; EINVAL and EIO mean that this path takes no batches."""
@@ -237,18 +284,58 @@ def _send_singly(one: socket.socket, datagrams: Buffer, segment: int, endpoint: 
 
 
 def _receiver(one: socket.socket) -> Receive:
-    """A `receive` on this socket. An error that an earlier send left behind is skipped; any other leaves the socket to its next readiness."""
-    receive_message, unpack, gro = one.recvmsg_into, struct.Struct("=i").unpack, _UDP_GRO
+    """A `receive` on this socket. An error that an earlier send left behind is skipped; any other leaves the socket to its next readiness.
+
+    Datagrams that come singly (cards and drivers without GRO, senders without UDP_SEGMENT) are joined here into the batch that GRO would have made: equal-sized
+    ones of one source, the last perhaps shorter. Nothing waits for more to come: where the last one came alone, the next is given out before it is asked
+    whether there are others. One that doesn't fit is kept for the next call.
+    """
+    receive_message, unpack = one.recvmsg_into, struct.Struct("=i").unpack
+    beyond = memoryview(bytearray(RECEIVE_SIZE))
+    kept: tuple[bytes, int, tuple[str, int]] | None = None
+    dry = alone = asked = False
+
+    def read(place: memoryview) -> tuple[int, int, tuple[str, int]]:
+        length, ancillary, _, address = receive_message((place, beyond), _ANCILLARY_SIZE)
+        for _, kind, value in ancillary:
+            if kind == _UDP_GRO:
+                return length, unpack(value[:4])[0], address
+        return length, length, address
 
     def receive(buffer: memoryview) -> Received | None:
-        try:
-            length, ancillary, _, address = receive_message((buffer,), _ANCILLARY_SIZE)
-        except OSError:
+        nonlocal kept, dry, alone, asked
+        if kept is not None:
+            data, segment, address = kept
+            kept, length = None, len(data)
+            buffer[:length] = data
+        elif dry:
+            dry = False
             return None
-        segment = length
-        for _, kind, value in ancillary:
-            if kind == gro:
-                segment = unpack(value[:4])[0]
-        return Received(length, segment, Endpoint(address[0], address[1]))
+        else:
+            try:
+                length, segment, address = read(buffer)
+            except OSError:
+                asked = False
+                return None
+        total = length
+        if segment == length and alone and not asked:
+            asked = True
+        elif segment == length:
+            alone = asked = False
+            limit = min(len(buffer), MAX_SEGMENTS * segment) - segment
+            while total <= limit:
+                place = buffer[total : total + segment]
+                try:
+                    length, size, source = read(place)
+                except OSError:
+                    dry, alone = True, total == segment
+                    break
+                if length > segment or size != length or not length or source != address:
+                    kept = bytes(place[:length]) + bytes(beyond[: max(0, length - segment)]), size, source
+                    break
+                total += length
+                if length < segment:
+                    break
+        return Received(total, segment, Endpoint(address[0], address[1]))
 
     return receive

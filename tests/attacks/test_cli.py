@@ -163,7 +163,7 @@ def test_attack_42_escapes_in_names_from_elsewhere_reach_no_terminal(cli: Cli, t
         "status": {"state": "running", "peers": [peer, {**peer, "user": None}], "health": [{"severity": EVIL, "text": EVIL}]},
         "ping": [pong, {"say": EVIL}, {}],
         "whois": {"name": EVIL, EVIL: [EVIL]},
-        "up": [{"approve_code": EVIL}, {"login_url": EVIL}, {"state": EVIL}],
+        "up": [{"approve_code": EVIL}, {"login_url": EVIL, "user_code": EVIL}, {"state": EVIL}],
         "version": {"version": EVIL},
         "get": {"hostname": EVIL},
         "ip": {"ips": [EVIL]},

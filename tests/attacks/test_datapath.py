@@ -11,8 +11,7 @@ import pytest
 from calnet.host.nft import Ruleset, render
 from calnet.model import Endpoint, NodeId
 from tests.ip_packets import ip_packet, packed, tcp, udp
-from tests.roles.node.datapath_world import Node, World, ends, overlay, play
-from tests.roles.node.test_datapath import _give as give
+from tests.roles.node.datapath_world import Node, World, ends, give, overlay, play
 
 
 class Recorder:
@@ -62,7 +61,7 @@ def test_attack_05_replayed_and_concurrent_datagrams_are_delivered_once() -> Non
             for datagram in list(again):
                 recorder.send(*datagram)
         for _, _, data in recorder.datagrams:
-            two.path.relayed(one.id, data)
+            two.path.relayed(one.id, [data])
         await world.passes()
         assert two.packets() == []
 
@@ -219,7 +218,7 @@ def test_attack_08_loopback_and_multicast_sources_are_dropped_even_if_routed(sou
 def test_attack_19_datagram_from_the_relay_in_anothers_name_is_not_taken() -> None:
     async def scene(world: World) -> None:
         one, two = await _connected(world)
-        two.path.relayed(NodeId(3), _sealed(one, two, udp(b"x", ends(1, 2))))
+        two.path.relayed(NodeId(3), [_sealed(one, two, udp(b"x", ends(1, 2)))])
         assert two.packets() == []
         assert two.relayed == 0
 

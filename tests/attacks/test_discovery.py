@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +19,27 @@ from calnet.model import DiscoveryKey, Endpoint, NodeId, NodeKey, Source
 from calnet.paths import constants as c
 from calnet.paths.effects import Route, SendDatagram, SendRelayed
 from calnet.paths.paths import Paths
+from calnet.paths.spray import MAX_TRIES_AT_HOST, PORTS
 from calnet.wire import stun
-from calnet.wire.discovery import MAGIC, PROBE_SIZE, Candidates, Ping, Pong, seal_message
+from calnet.wire.discovery import (
+    MAGIC,
+    PROBE_SIZE,
+    Ask,
+    Candidates,
+    DiscoveryMessage,
+    Grant,
+    Mark,
+    Ping,
+    Pong,
+    Question,
+    Tally,
+    View,
+    ViewFlag,
+    build_payload,
+    open_message,
+    parse_sealed,
+    seal_message,
+)
 from calnet.wire.relay import Data, RelayDecoder
 from tests.paths.network import STUN_SERVER, Host, Nat, World
 
@@ -31,6 +52,10 @@ def open_pair() -> tuple[World, Host, Host]:
     a, b = world.add(Nat.OPEN), world.add(Nat.OPEN)
     world.start()
     return world, a, b
+
+
+def sealed(sender: Host, receiver: Host, message: DiscoveryMessage) -> bytes:
+    return seal_message(SharedBox(sender.discovery, receiver.discovery.public), sender.discovery.public, RANDOM.randbytes(24), message)
 
 
 def probe(sender: Host, receiver: Host, node_key: bytes, token: bytes = bytes(12)) -> bytes:
@@ -145,6 +170,176 @@ def test_attack_13_candidate_inside_the_overlay_is_never_probed() -> None:
     assert inside not in a.paths.report(b.id).candidates
 
 
+def test_attack_13_peer_that_lies_about_what_came_moves_its_own_packets_to_the_relay_and_nobody_elses() -> None:
+    world = World()
+    a, liar, honest = (world.add(Nat.OPEN) for _ in range(3))
+    world.start()
+    for peer in (liar, honest):
+        world.run_sending(a, peer, 2.0)
+    routes = set()
+    for step in range(300):
+        honest.paths.data_received(a.id, Source(a.address), world.now, 50_000)
+        liar.paths._deliveries[a.id].got_relayed = step << 40  # and nothing came directly
+        for peer in (liar, honest):
+            world.perform(a, a.paths.data_sent(peer.id, world.now, a.paths.route(peer.id), 50_000))
+            world.perform(a, a.paths.data_received(peer.id, Source(peer.address), world.now))
+        assert a.paths.route(honest.id) == Route(honest.address, False)
+        routes.add(a.paths.route(liar.id))
+        world.run(0.1)
+    assert routes == {Route(liar.address, False), Route(None, True)}
+    assert "UDP is throttled here" in a.paths.report(liar.id).left
+
+
+def test_attack_13_tally_of_a_stranger_or_without_a_mark_changes_nothing() -> None:
+    world, a, b = open_pair()
+    world.run_sending(a, b, 2.0)
+    box = SharedBox(b.discovery, a.discovery.public)
+    for number in (0, 1, 2**32 - 1):
+        tally = seal_message(box, b.discovery.public, RANDOM.randbytes(24), Tally(NodeKey(b.node_key.public), number, 0, 2**64 - 1))
+        assert a.paths.receive_probe(tally, Source(b.address), world.now) == []
+    assert a.paths.route(b.id).endpoint == b.address
+    mark = seal_message(box, b.discovery.public, RANDOM.randbytes(24), Mark(NodeKey(a.node_key.public), 1))
+    assert a.paths.receive_probe(mark, Source(b.address), world.now) == []
+
+
+def test_attack_13_mark_is_answered_the_way_it_came_by_no_more_than_its_length() -> None:
+    world, a, b = open_pair()
+    box = SharedBox(b.discovery, a.discovery.public)
+    mark = seal_message(box, b.discovery.public, RANDOM.randbytes(24), Mark(NodeKey(b.node_key.public), 7))
+    a.paths.data_received(b.id, Source(b.address), world.now, 1000)
+    a.paths.data_received(b.id, Source(None, b.id), world.now, 30)
+    a.paths.data_received(b.id, Source(b.address), world.now)
+    for source in (Source(b.address), Source(None, b.id)):
+        (answer,) = a.paths.receive_probe(mark, source, world.now)
+        assert isinstance(answer, SendDatagram if source.endpoint is not None else SendRelayed)
+        assert len(answer.data) == len(mark)
+        assert open_message(box, parse_sealed(answer.data)) == Tally(NodeKey(a.node_key.public), 7, 1000, 30)
+
+
+def test_attack_13_replayed_question_keeps_no_candidates_out_and_no_question_by_relay_unanswered() -> None:
+    world, a, b = open_pair()
+    question = sealed(b, a, Question(NodeKey(b.node_key.public), bytes(12)))
+    now = world.now
+    for tick in range(40):
+        for step in range(10):
+            a.paths.receive_probe(question, Source(WHERE), now + step / 10)
+        now += 1.0
+        by_control, by_relay = Endpoint("203.0.113.8", 7_000 + tick), Endpoint("203.0.113.9", 7_000 + tick)
+        a.paths.peer_candidates(b.id, (by_control,), now)
+        a.paths.receive_probe(sealed(b, a, Candidates(NodeKey(b.node_key.public), (by_relay,))), Source(None, b.id), now)
+        assert {by_control, by_relay} <= set(a.paths.report(b.id).candidates)
+        assert a.paths.receive_probe(question, Source(None, b.id), now)
+
+
+def test_attack_13_question_by_udp_is_answered_by_no_more_than_its_length() -> None:
+    """However little it is padded: its source may be forged."""
+    world, a, b = open_pair()
+    a.paths.peer_candidates(b.id, tuple(Endpoint(f"203.0.113.{host}", 9) for host in range(30, 60)), world.now)
+    box = SharedBox(b.discovery, a.discovery.public)
+    payload = build_payload(Question(NodeKey(b.node_key.public), bytes(12)))
+    told: list[int] = []
+    for length in (45, 48, 70, 300, len(payload), 2_000):
+        world.now += 10.0
+        nonce = RANDOM.randbytes(24)
+        question = MAGIC + b.discovery.public + nonce + box.seal(nonce, payload[:45].ljust(length, b"\0"))
+        for source in (Source(WHERE), Source(None, b.id)):
+            answers = a.paths.receive_probe(question, source, world.now)
+            for answer in answers:
+                assert isinstance(answer, SendDatagram if source.endpoint is not None else SendRelayed)
+                view = open_message(box, parse_sealed(answer.data))
+                assert isinstance(view, View)
+                told.append(len(view.tried))
+                assert source.endpoint is None or len(answer.data) <= len(question)
+    assert told == [24, 0, 24, 1, 24, 11, 24, 24, 24, 24, 24]
+
+
+@pytest.mark.parametrize(
+    "spoofed",
+    [
+        lambda number: Endpoint(f"198.51.{number >> 8}.{number & 255}", 53),
+        lambda number: Endpoint("203.0.113.77", 10_000 + number),
+        lambda number: Endpoint("203.0.113.77", 7_000 + number % 30),
+    ],
+    ids=["anywhere", "the peer's address", "endpoints that the peer told"],
+)
+def test_attack_13_ping_replayed_from_spoofed_sources_delays_no_probe_of_what_the_peer_tells(spoofed: Callable[[int], Endpoint]) -> None:
+    world, a, b = open_pair()
+    ping = probe(b, a, b.node_key.public)
+    for number in range(3_000):
+        now = world.now + number / 100
+        a.paths.receive_probe(ping, Source(spoofed(number)), now)
+        if number % 100 == 99:
+            new = Endpoint("203.0.113.77", 8_000 + number)
+            effects = a.paths.peer_candidates(b.id, (new,), now)
+            assert any(isinstance(effect, SendDatagram) and effect.endpoint == new for effect in effects)
+
+
+def test_attack_13_candidates_asks_and_grants_by_udp_change_nothing() -> None:
+    world, a, b = open_pair()
+    key = NodeKey(b.node_key.public)
+    a.paths.peer_candidates(b.id, (WHERE,), world.now)
+    for message in (Candidates(key, (Endpoint("198.51.100.9", 9),)), Ask(key, WHERE, 0), Grant(key, WHERE)):
+        assert a.paths.receive_probe(sealed(b, a, message), Source(b.address), world.now) == []
+    assert a.paths.report(b.id).candidates == (WHERE,)
+
+
+def pings_for(world: World, a: Host, asking: Host, victim: Endpoint, *, told: bool = True) -> int:
+    """How many pings `a` sends to `victim`'s address when `asking` asks for them."""
+    if told:
+        world.perform(a, a.paths.peer_candidates(asking.id, (victim,), world.now))
+    else:
+        world.perform(a, a.paths.receive_probe(probe(asking, a, asking.node_key.public), Source(victim), world.now))
+    world.run(c.IDLE_AFTER)
+    since = world.now
+    ask = sealed(asking, a, Ask(NodeKey(asking.node_key.public), victim, 0))
+    world.perform(a, a.paths.receive_probe(ask, Source(None, asking.id), world.now))
+    world.run(30.0)
+    return sum(isinstance(effect, SendDatagram) and effect.endpoint.host == victim.host for effect in a.effects(SendDatagram, since))
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "pings"),
+    [
+        ("198.51.100.9", True, PORTS),
+        ("198.51.100.9", False, 0),
+        ("192.168.1.50", True, 0),
+        ("10.1.2.3", True, 0),
+        ("100.64.0.9", True, 0),
+        ("2001:db8::9", True, 0),
+        ("fd00::9", True, 0),
+    ],
+)
+def test_attack_13_ports_are_guessed_at_public_ipv4_addresses_alone_that_the_peer_told(host: str, told: bool, pings: int) -> None:
+    world, a, b = open_pair()
+    assert pings_for(world, a, b, Endpoint(host, 9), told=told) == pings
+
+
+def test_attack_13_many_peers_that_ask_send_one_victim_a_bounded_number_of_pings_and_leave_some_for_others() -> None:
+    world = World()
+    a, *peers = (world.add(Nat.OPEN) for _ in range(6))
+    world.start()
+    assert sum(pings_for(world, a, peer, WHERE) for peer in peers[:4]) <= MAX_TRIES_AT_HOST
+    assert pings_for(world, a, peers[4], Endpoint("198.51.100.9", 9)) == PORTS
+
+
+def test_attack_13_one_peer_that_asks_again_and_again_leaves_some_for_others() -> None:
+    world = World()
+    a, greedy, other = (world.add(Nat.OPEN) for _ in range(3))
+    world.start()
+    assert sum(pings_for(world, a, greedy, Endpoint("198.51.100.9", 9)) for _ in range(6)) > 0
+    assert pings_for(world, a, other, WHERE) == PORTS
+
+
+@pytest.mark.parametrize("host", ["198.51.100.9", "2001:db8::{peer:x}"])
+def test_attack_13_handshakes_without_a_relay_reach_one_victim_a_bounded_number_of_times(host: str) -> None:
+    world = World()
+    a = world.add(Nat.OPEN, relay=False)
+    peers = [world.add(Nat.OPEN, relay=False) for _ in range(50)]
+    world.perform(a, a.paths.set_peers([world.peer(p, tuple(Endpoint(host.format(peer=p.id), port) for port in range(1, 9))) for p in peers], world.now))
+    sent = sum(len(a.paths.handshake_targets(peer.id, world.now + tick)) for tick in range(10) for peer in peers)
+    assert 0 < sent <= c.HOST_PROBES_BURST + 10 * c.HOST_PROBES_PER_S
+
+
 # --- 14 ---
 
 
@@ -198,6 +393,30 @@ def test_attack_15_fuzzed_payload_of_a_genuine_peer_never_raises_out_of_paths(pa
     nonce = RANDOM.randbytes(24)
     for plain in (payload, payload[:1] + b.node_key.public + payload[1:]):
         world.perform(a, a.paths.receive_probe(MAGIC + b.discovery.public + nonce + box.seal(nonce, plain), Source(WHERE), world.now))
+
+
+@pytest.mark.parametrize("host", ["203.0.113.77", "2001:db8::77"])
+def test_attack_15_genuine_messages_from_port_0_raise_nothing_and_change_nothing(host: str) -> None:
+    world, a, b = open_pair()
+    box, key = SharedBox(b.discovery, a.discovery.public), NodeKey(b.node_key.public)
+    messages: tuple[DiscoveryMessage, ...] = (
+        Ping(key, bytes(12)),
+        Pong(key, bytes(12), WHERE),
+        Candidates(key, (WHERE,)),
+        Ask(key, WHERE, 0),
+        Grant(key, WHERE),
+        Question(key, bytes(12)),
+        View(key, bytes(12), ViewFlag(0), 0, ()),
+        Mark(key, 1),
+        Tally(key, 1, 0, 0),
+    )
+    nowhere = Endpoint(host, 0)
+    for message in messages:
+        sealed = seal_message(box, b.discovery.public, RANDOM.randbytes(24), message)
+        assert a.paths.receive_probe(sealed, Source(nowhere), world.now) == []
+    assert a.paths.receive_stun(stun.build_request(bytes(12)), nowhere, world.now) == []
+    world.perform(a, a.paths.data_received(b.id, Source(nowhere), world.now, 100))
+    assert a.paths.report(b.id).candidates == ()
 
 
 @given(frames=st.lists(st.binary(max_size=100), max_size=10))

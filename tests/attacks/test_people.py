@@ -63,7 +63,7 @@ def test_attack_20_unknown_token_wrong_secret_and_dead_token_are_told_apart_by_n
 def test_attack_22_tokens_and_cookies_are_hashed_at_rest_and_shown_once(tmp_path: Path, kind: str) -> None:
     registry = Registry(open_store(kind, tmp_path), clock=lambda: 1.8e9, random=os.urandom)
     text = done(registry.create_token(TokenWish("admin", "x")))["token"]
-    secret, _ = done(registry.create_session(UserId(1), expires_s=60.0, refresh=b""))
+    secret, _ = done(registry.create_session(UserId(1), expires_s=60.0))
     shown = json.dumps([registry.tokens(), registry.sessions(), registry.audit(), registry.audit_at(1.8e9)])
     registry.close()
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())

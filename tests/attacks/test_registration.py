@@ -157,7 +157,7 @@ def test_attack_23_expiry_survives_reconnect_and_restart(office: Office) -> None
 
 def test_attack_23_peers_are_given_the_expiry_to_honour_alone(office: Office) -> None:
     node, other = office.join(), office.join()
-    assert office.registry.netmap(other).peers[0].key_expires == office.registry.standing_of(node).key_expires
+    assert office.netmap(other).peers[0].key_expires == office.registry.standing_of(node).key_expires
 
 
 def test_attack_24_node_key_that_another_holds_is_refused(office: Office) -> None:
@@ -202,10 +202,10 @@ def test_attack_25_parallel_registrations_get_no_duplicate_address_and_the_rest_
 def test_attack_26_advertised_route_is_given_to_nobody_without_approval(office: Office, route: str) -> None:
     office.join(routes=(route,))
     other = office.join()
-    netmap = office.registry.netmap(other)
+    netmap = office.netmap(other)
     assert netmap.peers[0].routes == ()
-    assert office.registry.netmap(NodeId(1)).self.routes == ()
-    assert all(ip_network(route) not in rule.destinations for rule in office.registry.netmap(NodeId(1)).filter)
+    assert office.netmap(NodeId(1)).self.routes == ()
+    assert all(ip_network(route) not in rule.destinations for rule in office.netmap(NodeId(1)).filter)
 
 
 @pytest.mark.parametrize("route", ["0.0.0.0/0", "::/0", "100.70.0.0/24", "100.70.0.2/32", "100.64.0.0/10", "0.0.0.0/1"])
@@ -214,7 +214,7 @@ def test_attack_26_route_over_the_overlay_is_never_approved(office: Office, rout
     other = office.join()
     with pytest.raises(InvalidError, match="can't be approved"):
         done(office.registry.approve_routes("1", (route,)))
-    assert office.registry.netmap(other).peers[0].routes == ()
+    assert office.netmap(other).peers[0].routes == ()
 
 
 @pytest.mark.parametrize("route", ["192.168.1.7/24", "10.0.0.1/8", "fd00::1/64", "x", "0.0.0.0/0/0"])
@@ -233,8 +233,8 @@ def test_attack_26_approved_route_opens_nothing_of_the_router_itself(office: Off
     router = office.join(routes=("192.168.1.0/24",))
     office.join(user="mallory")
     done(office.registry.approve_routes(str(router), ("192.168.1.0/24",)))
-    rules = office.registry.netmap(router).filter
-    itself = office.registry.netmap(router).self.addresses
+    rules = office.netmap(router).filter
+    itself = office.netmap(router).self.addresses
     assert not any(address in prefix for rule in rules for prefix in rule.destinations for address in itself)
     assert BuiltinPolicy(()).rules(router) == ()
 

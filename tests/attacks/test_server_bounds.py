@@ -14,8 +14,9 @@ import uvloop
 from websockets.exceptions import ConnectionClosed
 
 from calnet.errors import ConflictError, ExhaustedError, ForbiddenError
-from calnet.model import NodeId
+from calnet.model import NodeId, UserId
 from calnet.roles.server import control_hub, registration, tls, web_protocol
+from calnet.roles.server.actors import Actor, Terms
 from calnet.roles.server.settings import ServerSettings
 from calnet.roles.server.standing import NodeState
 from calnet.wire import control
@@ -214,6 +215,34 @@ def test_attack_23_disabled_node_can_not_have_itself_forgotten_or_renamed(office
     assert office.registry.node(str(node))["disabled"]
     with pytest.raises(ForbiddenError):
         office.register(machine, key)
+
+
+def test_attack_23_disabled_node_is_not_deleted_by_its_owner_and_so_does_not_come_back_as_new(office: Office) -> None:
+    owner = done(office.registry.create_user("owner-of-it"))["id"]
+    terms = Terms(Actor("token", "x", "ci", user=UserId(owner)))
+    machine = office.machine("evil")
+    node = office.register(machine, office.auth_key(user="owner-of-it")).node
+    done(office.registry.disable_node("evil"))
+    with pytest.raises(ForbiddenError, match="disabled"):
+        done(office.registry.delete_node("evil", terms=terms))
+    with pytest.raises(ForbiddenError):
+        office.register(machine, office.auth_key(user="owner-of-it"))
+    assert office.registry.node(str(node))["disabled"]
+    done(office.registry.enable_node("evil"))
+    done(office.registry.delete_node("evil", terms=terms))
+
+
+def test_attack_23_disabled_node_is_not_forgotten_for_being_away(office: Office) -> None:
+    machine = office.machine("evil")
+    node = office.register(machine, office.auth_key(ephemeral=True)).node
+    done(office.registry.disable_node("evil"))
+    waiting = office.register(office.machine("stranger")).node
+    done(office.registry.disable_node(str(waiting)))
+    office.now += 30 * 86_400
+    done(office.registry.housekeeping())
+    assert all(office.registry.node(str(one))["disabled"] for one in (node, waiting))
+    with pytest.raises(ForbiddenError):
+        office.register(machine, office.auth_key())
 
 
 @pytest.mark.parametrize("how", ["route revoked", "given to another user", "key expired and renewed"])

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from calnet.roles.demo import traffic
 from calnet.roles.demo.lab import Host, Lab, Site
-from calnet.roles.demo.namespaces import Task
 from calnet.roles.demo.nat import NatKind
 from calnet.roles.demo.product import Answer, Node, Server, eventually
+from calnet.roles.demo.recovery import answers as answers
+from calnet.roles.demo.recovery import await_direct as await_direct
+from calnet.roles.demo.recovery import pings as pings
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, str(ROOT / "calnet.py"))
@@ -79,26 +81,6 @@ def network() -> Iterator[Network]:
 def bring_up(server: Server, node: Node, *, flags: tuple[str, ...] = (), key: tuple[str, ...] = ()) -> None:
     answer = node.up(server, "--hostname", node.host.name, *flags, key=server.create_key(*key))
     assert answer.status == 0, f"up on {node.host.name}: exit {answer.status}\n{answer.err}\n{node.process.output() if node.process else ''}"
-
-
-def pings(source: Node, target: Node | str, *, interval_s: float = 0.05, version: int = 4) -> Task:
-    """A stream of pings through the tunnel, 20 a second; end it by `result()`."""
-    address = target if isinstance(target, str) else target.address(version)
-    return source.host.namespace.task(f"ping-{source.host.name}", traffic.ping_stream(address, interval_s=interval_s))
-
-
-def answers(source: Node, address: str) -> bool:
-    """Whether one plain ping to `address` is answered within a second."""
-    return source.host.namespace.run("ping", "-c1", "-W1", "-n", address, check=False).returncode == 0
-
-
-def await_direct(one: Node, other: Node, within: float = 3 * SOON) -> None:
-    """Ping until `one` reaches `other` directly, and back."""
-    with contextlib.ExitStack() as stack:
-        task = pings(one, other, interval_s=0.2)
-        stack.callback(task.close)
-        eventually(lambda: one.path_to(other.host.name) == "direct", within, f"{one.host.name} reaches {other.host.name} directly")
-        eventually(lambda: other.path_to(one.host.name) == "direct", within, f"{other.host.name} reaches {one.host.name} directly")
 
 
 def send_file(source: Node, target: Node, content: bytes, *, version: int = 4) -> bool:

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from calnet.errors import HostError, TimedOutError
-from calnet.roles.demo import namespaces
-from calnet.roles.demo.lab import Lab
+from calnet.errors import HostError, InvalidError, TimedOutError
+from calnet.roles.demo import namespaces, nat
+from calnet.roles.demo.lab import Lab, Site
 from calnet.roles.demo.nat import Behaviour, NatKind
 
 pytestmark = pytest.mark.e2e
@@ -28,25 +30,68 @@ def _leftovers(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", list(NatKind))
-def test_site_of_each_kind_behaves_as_its_kind(kind: NatKind) -> None:
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_site_of_each_kind_behaves_as_its_kind_and_reaches_web_servers(kind: NatKind, ipv6: bool) -> None:
     with Lab() as lab:
         server = lab.public_host("server")
-        site = lab.site("home", kind)
+        if kind is NatKind.CGNAT and ipv6:
+            with pytest.raises(InvalidError):
+                lab.site("home", kind, ipv6=True)
+            return
+        site = lab.site("home", kind, ipv6=ipv6)
         observed = site.verify()
-        if kind is not NatKind.BLOCKED_UDP:
+        if observed.traits.mapping is not Behaviour.NO_UDP and kind is not NatKind.IPV6_ONLY:
             assert observed.external is not None
             assert observed.external[0] == site.public_ipv4
-        listener = _listener(server.namespace, server.ipv4)
-        with listener, site.host.namespace.inside():
-            socket.create_connection(listener.getsockname(), timeout=5).close()
+        for address in (server.ipv4, server.ipv6):
+            assert address is not None
+            if (":" in address) in {":" in own for own in site.host.addresses}:
+                with _listener(server.namespace, address, nat.HTTP_PORTS[-1]) as listener, site.host.namespace.inside():
+                    socket.create_connection(listener.getsockname()[:2], timeout=5).close()
 
 
-def _listener(namespace: namespaces.Namespace, address: str) -> socket.socket:
+def _listener(namespace: namespaces.Namespace, address: str, port: int) -> socket.socket:
     with namespace.inside():
-        listener = socket.socket()
-    listener.bind((address, 0))
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
     listener.listen()
     return listener
+
+
+def test_sites_probed_at_the_same_time_are_each_of_their_kind() -> None:
+    with Lab() as lab:
+        lab.public_host("server")
+        sites = [lab.site(kind.value.replace("-", ""), kind) for kind in NatKind]
+        with ThreadPoolExecutor(4) as pool:
+            seen = list(pool.map(Site.verify, sites))
+        assert [one.traits for one in seen] == [nat.EXPECTED[kind] for kind in NatKind]
+
+
+def test_customers_of_one_carrier_have_one_public_address_and_meet_through_it_where_it_hairpins() -> None:
+    with Lab() as lab:
+        server = lab.public_host("server")
+        carrier = lab.carrier("carrier", NatKind.HAIRPIN)
+        one, other = (lab.site(name, NatKind.CGNAT, carrier=carrier) for name in ("one", "other"))
+        assert one.public_ipv4 == other.public_ipv4 == carrier.public_ipv4
+        assert one.host.ipv4 != other.host.ipv4
+        with ExitStack() as stack:
+            outside, first, second = (stack.enter_context(_udp(host.namespace, port)) for host, port in ((server, 9), (one.host, 40_001), (other.host, 40_002)))
+            mapped = []
+            for inside in (first, second):
+                inside.sendto(b"who am I", (server.ipv4, 9))
+                mapped.append(outside.recvfrom(64)[1])
+            first.sendto(b"opens its own router", mapped[1])
+            second.sendto(b"hello", mapped[0])
+            assert first.recvfrom(64) == (b"hello", mapped[1])
+
+
+def _udp(namespace: namespaces.Namespace, port: int = 0) -> socket.socket:
+    with namespace.inside():
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind(("0.0.0.0", port))
+    made.settimeout(5)
+    return made
 
 
 def test_site_of_the_wrong_kind_is_found_out() -> None:
@@ -57,22 +102,18 @@ def test_site_of_the_wrong_kind_is_found_out() -> None:
             site.verify()
 
 
-def test_unsolicited_packet_does_not_take_the_port_from_the_host_behind() -> None:
+@pytest.mark.parametrize(("kind", "kept"), [(NatKind.PORT_RESTRICTED, True), (NatKind.LINUX, False)])
+def test_unsolicited_packet_takes_the_port_from_the_host_behind_a_plain_linux_router_alone(kind: NatKind, kept: bool) -> None:
     with Lab() as lab:
         far = lab.public_host("far")
-        site = lab.site("home", NatKind.PORT_RESTRICTED)
-        with far.namespace.inside():
-            outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with site.host.namespace.inside():
-            inside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with outside, inside:
-            outside.bind((far.ipv4, 0))
-            outside.settimeout(5)
-            inside.bind(("0.0.0.0", 40123))
+        site = lab.site("home", kind)
+        with _udp(far.namespace, 9) as outside, _udp(site.host.namespace, 40123) as inside:
             for _ in range(3):
                 outside.sendto(b"early", (site.public_ipv4, 40123))
-            inside.sendto(b"hello", outside.getsockname())
-            assert outside.recvfrom(64)[1] == (site.public_ipv4, 40123)
+            inside.sendto(b"hello", (far.ipv4, 9))
+            host, port = outside.recvfrom(64)[1]
+            assert host == site.public_ipv4
+            assert (port == 40123) is kept
 
 
 def test_sites_with_ipv6_reach_public_hosts_and_are_not_reached() -> None:

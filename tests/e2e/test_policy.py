@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bench import policy as bench
+from calnet.errors import TimedOutError
+from calnet.roles.cli.rest import Rest
 from calnet.roles.demo.product import Node, eventually
 from tests.e2e.network import SOON, Network, answers
 
@@ -139,3 +143,19 @@ def test_policy_lets_its_port_alone_through_and_reject_answers_at_once(net: Netw
         for listener in listeners:
             listener.close()
         net.admin("policy", "reset")
+
+
+@pytest.mark.parametrize("forbids", bench.FORBIDS)
+def test_forbidden_tcp_connection_ends_as_soon_as_the_policy_is_set(net: Network, record_property: Callable[[str, object], None], forbids: str) -> None:
+    """Within a second, `bench/policy.py` says; here within what a busy machine may take, and how long it was is told."""
+    anna, printer = net.nodes["annas"], net.nodes["printer"]
+    rest = Rest(socket_path=str(net.server.socket))
+    rest.send("PUT", "/policy", {"text": bench.ALLOWS})
+    with bench.Flow(anna, printer) as flow:
+        with pytest.raises(TimedOutError):  # what is allowed goes on, whatever policy says so
+            flow.ends_after(lambda: rest.send("PUT", "/policy", {"text": bench.ALLOWS.replace("*:*", "*:1-65535")}), 2 * bench.QUIET_S)
+        took = flow.ends_after(lambda: rest.send("PUT", "/policy", {"text": forbids}))
+    record_property("ends_s", round(took, 3))
+    print(f"ended after {took:.3f} s, {took / bench.TARGET_S:.3f} of the second it may take")
+    assert took < SOON
+    net.admin("policy", "reset")

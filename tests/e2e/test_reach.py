@@ -119,3 +119,27 @@ def test_blocked_udp_stays_on_the_relay_and_carries_tcp(net: Network) -> None:
     checked = walled.cli("netcheck", "--json")
     assert checked.status == 0
     assert checked.json()["udp"] is False
+
+
+def test_symmetric_site_and_a_port_restricted_one_meet_by_guessing_ports(net: Network) -> None:
+    alice, hard = net.nodes["alice"], net.join("hard", NatKind.SYMMETRIC)
+    net.sites["hard"].verify()
+    net.acquaint("alice", "hard")
+    stream = pings(hard, alice)
+    _first_reply(stream)
+    checked = hard.cli("netcheck", "--json").json()
+    assert checked["mapping"] == "address-and-port-dependent"
+    assert checked["hairpin"] is False
+    eventually(lambda: hard.path_to("alice") == "direct" and alice.path_to("hard") == "direct", 2 * SOON, "the two meet")
+    _go_on(_MORE_PINGS_S)
+    assert stream.result()["lost"] == []
+    endpoint = str((alice.peer("hard") or {}).get("endpoint"))
+    assert endpoint.startswith(net.sites["hard"].public_ipv4 + ":")
+    for source, target in ((hard, alice), (alice, hard)):
+        assert send_file(source, target, os.urandom(5_000_003))
+    assert hard.path_to("alice") == "direct"
+    told = hard.cli("why", "alice", "--json").json()
+    assert (told["path"], told["here"]["mapping"], told["there"]["path"]) == ("direct", "address-and-port-dependent", "direct")  # type: ignore[index]
+    walled = alice.cli("why", "walled").out
+    assert "no UDP gets through at the peer's" in walled
+    assert "what would help" in walled

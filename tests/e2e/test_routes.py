@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 
 import pytest
 
 from calnet.roles.demo.lab import Host
+from calnet.roles.demo.nat import NatKind
 from calnet.roles.demo.product import Node, eventually
 from tests.e2e.network import SOON, Network, answers, await_direct, bring_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 LAN = 77
 PREFIX = f"192.168.{LAN}.0/24"
+GATED_LAN = 78
+GATED = f"192.168.{GATED_LAN}.0/24"
 
 
 @dataclass
@@ -118,6 +122,65 @@ def test_second_router_takes_over_and_keeps_the_route_when_the_first_is_back(net
     net.admin("nodes", "routes", "revoke", "second", PREFIX)
     eventually(lambda: primary() == "router", SOON, "what is left routes")
     eventually(lambda: answers(branch.roamer, branch.printer.ipv4), SOON, "the roamer goes through the first router again")
+
+
+@dataclass
+class Gates:
+    """Two routers of one prefix on public addresses, each with a printer of the same address behind it; `first` is the server's choice."""
+
+    first: Node
+    second: Node
+    printer: str
+
+
+@pytest.fixture
+def gates(net: Network, branch: Branch) -> Gates:
+    first, second = (net.node(name, NatKind.OPEN) for name in ("eastgate", "westgate"))
+    for gate in (first, second):
+        net.lab.attach_lan(gate.host, f"{gate.host.name}printer", GATED_LAN)
+        gate.host.namespace.sysctl("net/ipv4/ip_forward", "1")
+        bring_up(net.server, gate, flags=("--advertise-routes", GATED))
+        net.admin("nodes", "routes", "approve", gate.host.name, GATED)
+    eventually(lambda: _routes_in_status(branch.roamer, first, "routes") == [GATED], SOON, "the roamer knows the first gate's route")
+    eventually(lambda: _routes_in_status(branch.roamer, second, "backup_routes") == [GATED], SOON, "the roamer knows that the second could route it")
+    return Gates(first, second, f"192.168.{GATED_LAN}.2")
+
+
+def _routes_in_status(node: Node, peer: Node, field: str) -> object:
+    return (node.peer(peer.host.name) or {}).get(field)
+
+
+def _moves(node: Node) -> list[str]:
+    return [line for line in node.log.read_text().splitlines() if f"router_moved prefix={GATED}" in line]
+
+
+def test_node_chooses_another_router_by_itself_when_router_and_server_fall_silent(net: Network, branch: Branch, gates: Gates) -> None:
+    roamer, server = branch.roamer, net.server.process
+    eventually(lambda: answers(roamer, gates.printer), SOON, "the roamer goes through the first gate")
+    assert _routes_in_status(roamer, gates.first, "carries") == [GATED]
+    assert server is not None
+    server.signal(signal.SIGSTOP)
+    try:
+        gates.first.host.namespace.ip("link set wan down")
+        eventually(lambda: answers(roamer, gates.printer), 3 * SOON, "the roamer goes through the second gate")
+        assert _routes_in_status(roamer, gates.second, "carries") == [GATED]
+        assert "router-silent" in json.dumps(roamer.status()["health"])
+        _bring_back(gates.first)
+        eventually(lambda: answers(roamer, gates.first.address()), 3 * SOON, "the first gate is back")
+        assert answers(roamer, gates.printer)
+        assert _routes_in_status(roamer, gates.second, "carries") == [GATED]
+        assert len(_moves(roamer)) == 1
+    finally:
+        server.signal(signal.SIGCONT)
+    net.admin("nodes", "routes", "revoke", "westgate", GATED)
+    eventually(lambda: _routes_in_status(roamer, gates.first, "carries") == [GATED], 3 * SOON, "the server's word holds")
+    eventually(lambda: answers(roamer, gates.printer), SOON, "the roamer goes through the first gate again")
+
+
+def _bring_back(gate: Node) -> None:
+    """The kernel forgot the default route with the link."""
+    third, fourth = gate.host.ipv4.rsplit(".", 1)
+    gate.host.namespace.ip(f"link set wan up\nroute add default via {third}.{int(fourth) - 1}")
 
 
 def test_revoked_route_is_gone_at_once(net: Network, branch: Branch) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ from calnet.errors import HostError
 from calnet.host import udp
 from calnet.host.udp import LinuxUdp, open_udp
 from calnet.model import Endpoint
-from tests.host.udp_contract import Listener, check_contract
+from tests.host.udp_contract import Listener, check_contract, pieces
 
 NOBODY = 9  # discard
+IP_RECVTTL = 12
 
 
 @pytest.fixture(params=[True, False], ids=["offload", "plain"])
@@ -48,6 +51,72 @@ def test_batch_arrives_as_a_batch_where_the_kernel_can() -> None:
         return listener.batches
 
     assert asyncio.run(run()) <= 40
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("seed", range(6))
+def test_datagrams_of_any_size_and_source_arrive_in_order_each_with_its_source(host: str, seed: int) -> None:
+    """They wait in the socket, so that one read finds them all: singly sent ones, batches, empty ones, from two ports in turn."""
+    random, wanted = Random(seed), list[tuple[bytes, Endpoint]]()
+
+    async def run() -> Listener:
+        senders, receiver = [open_udp(offload=False), open_udp()], open_udp()
+        if ":" in host and not receiver.ipv6:
+            pytest.skip("this machine has no IPv6")
+        target = Endpoint(host, receiver.port)
+        for _ in range(60):
+            sender, size, count = random.choice(senders), random.choice([1, 100, 100, 100, 99, 1452, 1452]), random.choice([1, 1, 1, 3, 20])
+            data, rest = random.randbytes(size * count), random.choice([0, 0, size // 2])
+            sender.send(target, data + bytes(rest), size)
+            wanted.extend((piece, Endpoint(host, sender.port)) for piece in [*pieces(data, size), *([bytes(rest)] if rest else [])])
+        listener = Listener(receiver)
+        with listener.watching():
+            await listener.count(len(wanted))
+        for one in (*senders, receiver):
+            one.close()
+        return listener
+
+    listener = asyncio.run(run())
+    assert listener.datagrams == wanted
+    assert listener.batches < len(wanted)
+
+
+def test_datagrams_that_come_singly_are_joined_and_a_lone_one_does_not_wait() -> None:
+    async def run() -> tuple[int, int]:
+        one, two = open_udp(offload=False), open_udp(offload=False)
+        one.send(Endpoint("127.0.0.1", two.port), bytes(1452 * 40 + 7), 1452)
+        listener = Listener(two)
+        with listener.watching():
+            await listener.count(41)
+            many = listener.batches
+            one.send(Endpoint("127.0.0.1", two.port), b"lone", 4)
+            await listener.count(42)
+        one.close()
+        two.close()
+        return many, listener.batches
+
+    assert asyncio.run(run()) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "level", "ask", "kind"),
+    [("127.0.0.1", socket.IPPROTO_IP, IP_RECVTTL, socket.IP_TTL), ("::1", socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT)],
+)
+def test_short_datagram_has_the_time_to_live_it_was_given_and_the_next_one_the_usual(host: str, level: int, ask: int, kind: int) -> None:
+    sender = open_udp()
+    if ":" in host and not sender.ipv6:
+        pytest.skip("this machine has no IPv6")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind((host, 0))
+        listener.settimeout(10.0)
+        listener.setsockopt(level, ask, 1)
+        sender.send_short(Endpoint(host, listener.getsockname()[1]), b"short", 2)
+        sender.send(Endpoint(host, listener.getsockname()[1]), b"usual", 5)
+        received = [listener.recvmsg(64, 64) for _ in range(2)]
+    sender.close()
+    lives = [[int.from_bytes(value, sys.byteorder) for got, what, value in ancillary if (got, what) == (level, kind)] for _, ancillary, _, _ in received]
+    assert lives[0] == [2]
+    assert lives[1] > [2]
 
 
 class FailingSocket:

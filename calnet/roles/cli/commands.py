@@ -75,7 +75,7 @@ def _server(parser: Parser) -> None:
     parser.value("--config", str, "configuration file (TOML) with these flags' names as keys", metavar="FILE")
     parser.value("--state-dir", str, "where keys, store and admin.sock are kept", metavar="DIR", default=SERVER_STATE)
     parser.value("--listen", values.host_port, "where to serve HTTP and WebSocket (TCP)", metavar="HOST:PORT", shown="[::]:8080")
-    parser.value("--stun-listen", values.host_port, "where to serve STUN (UDP)", metavar="HOST:PORT", shown="[::]:3478")
+    parser.value("--stun-listen", values.host_port, "where to serve STUN (UDP; on the next port as well)", metavar="HOST:PORT", shown="[::]:3478")
     parser.value(
         "--store",
         values.store,
@@ -98,7 +98,7 @@ def _node(parser: Parser) -> None:
     parser.value("--socket", str, "where the local commands reach this daemon", metavar="PATH", default=NODE_SOCKET)
     parser.value("--tun", values.interface, "name of the network interface", metavar="NAME", default="calnet0")
     parser.value("--port", values.port, "UDP port", metavar="PORT", shown="random, and kept")
-    parser.value("--mtu", values.mtu, "MTU of the network interface", metavar="BYTES", default=1280)
+    parser.value("--mtu", values.mtu, "longest packets at first; raised to what paths are found to take, 1420 as a rule", metavar="BYTES", default=1280)
     parser.value("--operator", values.user, "a user who may change things as root may", metavar="USER")
 
 
@@ -122,6 +122,11 @@ def _up(parser: Parser) -> None:
     parser.json()
 
 
+def _why(parser: Parser) -> None:
+    parser.word("peer", values.word, "a peer's name, id or overlay address", metavar="PEER")
+    _plain(parser)
+
+
 def _plain(parser: Parser) -> None:
     _socket(parser)
     parser.json()
@@ -130,7 +135,12 @@ def _plain(parser: Parser) -> None:
 def _set(parser: Parser) -> None:
     _preferences(parser)
     parser.choice("--snat-routes", "as a router, reach the offered networks by this machine's own address; without it they need a route back")
+    parser.choice("--map-ports", "ask the router for a port that leads here, by PCP, NAT-PMP or UPnP")
+    parser.choice("--guess-ports", "where a NAT gives each destination another port, find direct paths by guessing, within bounds")
     parser.value("--operator", values.user, "a user who may change things as root may; empty for none", metavar="USER")
+    parser.values(
+        "--path", values.way, "the path to a peer: the best, the relay alone, or never the relay; may be given again", metavar="PEER=auto|relay|direct"
+    )
     parser.value("--pin", values.word, "refuse any new key of this peer", metavar="PEER", environment=False)
     parser.value("--unpin", values.word, "take this peer's new keys again", metavar="PEER", environment=False)
     _plain(parser)
@@ -211,6 +221,13 @@ def _licenses(parser: Parser) -> None:
 _CLIENT, _FILE, _SETUP = "calnet.roles.cli.node_commands:", "calnet.roles.cli.file_commands:", "calnet.roles.setup.main:"
 USE, RUN, MANAGE, FILE = "Use the network (on a node)", "Run it", "Manage it (on the server)", "This program"
 
+
+def _sim(parser: Parser) -> None:
+    parser.word("file", str, "the network as TOML; - for stdin (docs/sim.md)", metavar="FILE")
+    parser.value("--seed", values.count, "other luck: the same seed gives the same run", metavar="N", shown="the file's", environment=False)
+    parser.json()
+
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -230,6 +247,13 @@ COMMANDS: dict[str, Command] = {
         Command("ip", USE, "print this node's overlay addresses", _CLIENT + "ip", _ip, examples=("ip -4",)),
         Command("whois", USE, "say which node an overlay address belongs to", _CLIENT + "whois", _whois, examples=("whois 100.70.0.2",)),
         Command("wait", USE, "return once this node is running and connected", _CLIENT + "wait", _wait, examples=("wait --timeout 30s",)),
+        Command(
+            "why", USE, "say why the path to a peer is direct or not, as both ends see it, and what would help", _CLIENT + "why", _why, examples=("why bob",)
+        ),
+        Command("metrics", USE, "print this node's figures in Prometheus's format", _CLIENT + "metrics", _socket, examples=("metrics",)),
+        Command(
+            "bugreport", USE, "print all that helps to look into a fault, without secrets", _CLIENT + "bugreport", _socket, examples=("bugreport >report.json",)
+        ),
         Command("netcheck", USE, "say what this machine's network lets through", _CLIENT + "netcheck", _plain, examples=("netcheck --json",)),
         Command(
             "set", USE, "change preferences", _CLIENT + "set_", _set, examples=("set --hostname alice --accept-routes", "set --advertise-routes 192.168.1.0/24")
@@ -293,6 +317,15 @@ COMMANDS: dict[str, Command] = {
             "calnet.roles.demo.main:run",
             _demo,
             examples=("demo",),
+            role=True,
+        ),
+        Command(
+            "sim",
+            FILE,
+            "simulate path finding on a network of your own",
+            "calnet.roles.sim.main:run",
+            _sim,
+            examples=("sim network.toml", "sim network.toml --seed 7 --json"),
             role=True,
         ),
         Command("selftest", FILE, "import and try every bundled package", "calnet.roles.setup.selftest:run", _demo, examples=("selftest",), role=True),

@@ -30,6 +30,8 @@ def tell(event: show.Json) -> None:
     """Print what the daemon wants a person to know meanwhile, to stderr."""
     if "login_url" in event:
         _say(f"to log in, open: {show.clean(event['login_url'])}")
+        if event.get("user_code"):
+            _say(f"and enter the code: {show.clean(event['user_code'])}")
         lines = event.get("qr")
         for line in lines if isinstance(lines, list) else ():
             _say(show.clean(line))
@@ -113,7 +115,7 @@ def _print_state(args: Namespace, state: object) -> None:
 
 def set_(args: Namespace) -> int:
     """`set`."""
-    words = _given(args, "hostname", "advertise_routes", "accept_routes", "snat_routes", "operator", "pin", "unpin")
+    words = _given(args, "hostname", "advertise_routes", "accept_routes", "snat_routes", "guess_ports", "map_ports", "path", "operator", "pin", "unpin")
     if not words:
         raise UsageError("set what? Name at least one setting (see: calnet.pyz set --help)")
     result = ask(args, "set", words, timeout_s=CHANGE_S)
@@ -218,6 +220,28 @@ def whois(args: Namespace) -> int:
 def netcheck(args: Namespace) -> int:
     """`netcheck`."""
     return _print(args, ask(args, "netcheck", timeout_s=CHANGE_S))
+
+
+def why(args: Namespace) -> int:
+    """`why PEER`."""
+    document = show.mapping(ask(args, "why", {"peer": args.peer}))
+    if args.json:
+        print_json(document)
+    else:
+        print_lines(show.why_lines(document))
+    return 0
+
+
+def metrics(args: Namespace) -> int:
+    """`metrics`."""
+    print(str(show.mapping(ask(args, "metrics")).get("text", "")), end="")
+    return 0
+
+
+def bugreport(args: Namespace) -> int:
+    """`bugreport`."""
+    print_json(ask(args, "bugreport", timeout_s=CHANGE_S))
+    return 0
 
 
 def wait(args: Namespace) -> int:

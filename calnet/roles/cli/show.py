@@ -60,6 +60,26 @@ def facts(document: Json) -> list[str]:
     return aligned([[clean(name).replace("_", " "), cell(value)] for name, value in document.items()]) if document else []
 
 
+def why_lines(document: Json) -> list[str]:
+    """What `why` prints: the verdict, each end's view, and what would help."""
+    lines = [f"{clean(document.get('peer'))}: {clean(document.get('why'))}"]
+    for name in ("here", "there"):
+        view = mapping(document.get(name))
+        if not view:
+            lines.append(f"  {name}: no answer")
+            continue
+        udp, relay = ("works" if view.get("udp") else "does not get through"), ("connected" if view.get("relay") else "not connected")
+        lines.append(f"  {name}: NAT mapping {clean(view.get('mapping'))}, UDP {udp}, relay {relay}")
+        rows = [[f"    {clean(row.get('endpoint'))}", cell(row.get("outcome")), _milliseconds(row.get("rtt_ms"))] for row in listing(view.get("candidates"))]
+        lines += aligned(rows) if rows else ["    no candidates of the other side"]
+    advice = document.get("advice")
+    return lines + [f"  what would help: {clean(text)}" for text in (advice if isinstance(advice, list) else [])]
+
+
+def _milliseconds(value: object) -> str:
+    return f"{value:g} ms" if isinstance(value, int | float) else ""
+
+
 STATE_LINES = {
     "stopped": "Calnet is stopped; start it with: calnet.pyz up",
     "needs-login": "This machine is not logged in; connect it with: calnet.pyz up --server URL",
@@ -82,13 +102,14 @@ def peer_row(peer: Json) -> list[str]:
 
 
 def activity(peer: Json) -> str:
-    """`active; direct ENDPOINT, tx N rx N`, `active; relay, …`, `idle`, or `offline, last seen …`."""
+    """`active; direct ENDPOINT, tx N rx N`, `active; relay (why, where a path was left for it), …`, `idle`, or `offline, last seen …`."""
     traffic = f", tx {cell(peer.get('tx_bytes', 0))} rx {cell(peer.get('rx_bytes', 0))}"
     path = peer.get("path")
     if path == "direct":
         return f"active; direct {cell(peer.get('endpoint'))}{traffic}"
     if path == "relay":
-        return f"active; relay{traffic}"
+        note = f" ({cell(peer['path_note'])})" if peer.get("path_note") else ""
+        return f"active; relay{note}{traffic}"
     if peer.get("online"):
         return "idle"
     return f"offline, last seen {clean(peer['last_seen'])}" if peer.get("last_seen") else "offline"

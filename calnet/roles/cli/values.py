@@ -123,6 +123,14 @@ def mtu(text: str) -> int:
     return number(text, 1280, 65_535)
 
 
+def way(text: str) -> str:
+    """`PEER=auto`, `PEER=relay` or `PEER=direct`."""
+    peer, _, wanted = text.rpartition("=")
+    if not peer or wanted not in ("auto", "relay", "direct"):
+        raise ValueError(f"{text!r}: write PEER=auto, PEER=relay or PEER=direct")
+    return text
+
+
 def count(text: str) -> int:
     """How many pings."""
     return number(text, 1, 1_000_000)

@@ -110,7 +110,7 @@ class _Demo:
         sites = [self._lab.site(name, NatKind.PORT_RESTRICTED, ipv6=False) for name in ("alice", "bob")]
         mappings = [site.verify() for site in sites]
         self._story.picture(_PICTURE.format(alice=f"{sites[0].public_ipv4:<14}", bob=f"{sites[1].public_ipv4:<14}", server=server.host.ipv4))
-        self._story.tell("internet", f"made; both routers let in only answers from the very address and port asked ({mappings[0].filtering.value})")
+        self._story.tell("internet", f"made; both routers let in only answers from the very address and port asked ({mappings[0].traits.filtering.value})")
         return server, sites
 
     def _start(self, server: Server) -> None:

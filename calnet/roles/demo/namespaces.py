@@ -146,6 +146,8 @@ class Task:
     def request_stop(self) -> None:
         """Tell the function to finish; further events still come."""
         if self._stop_fd >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._stop_fd, b"\0")  # tasks forked later have copies of the descriptor, so that closing it says nothing
             os.close(self._stop_fd)
             self._stop_fd = -1
 
@@ -200,9 +202,12 @@ class Namespace:
     def run(self, *command: str, stdin: str | None = None, check: bool = True, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         return run_command("ip", "netns", "exec", self.name, *command, stdin=stdin, check=check, timeout=timeout)
 
-    def sysctl(self, name: str, value: str) -> None:
+    def sysctl(self, name: str, value: str, *, optional: bool = False) -> None:
+        """Set one, its parts divided by slashes. `optional`: a kernel without it is all right."""
         with self.inside():
-            Path("/proc/sys", name).write_text(value)
+            path = Path("/proc/sys", name)
+            if path.exists() or not optional:
+                path.write_text(value)
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
@@ -255,8 +260,6 @@ class Namespace:
         if pid == 0:
             os.close(stop_write)
             os.close(events_read)
-            for other in self.tasks:
-                other.request_stop()  # closes our copy alone, so that the other task still sees its parent close
             self._child(function, stop_read, events_write)
         os.close(stop_read)
         os.close(events_write)

@@ -164,6 +164,12 @@ class Server(Party):
     def url(self) -> str:
         return f"http://{self.host.ipv4}:{PORT}"
 
+    def url_for(self, host: Host) -> str:
+        """Its URL for a host, which may have IPv6 alone."""
+        if any(":" not in address for address in host.addresses):
+            return self.url
+        return f"http://[{self.host.ipv6}]:{PORT}"
+
     @property
     def socket(self) -> Path:
         return self.directory / "admin.sock"
@@ -197,7 +203,15 @@ class Node(Party):
 
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Start the daemon and wait until its socket answers."""
+        self.launch(*arguments, environment=environment)
+        self.await_ready()
+
+    def launch(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start the daemon, and go on meanwhile: `await_ready` waits."""
         self._start(["--state-dir", str(self.directory / "state"), "--socket", str(self.socket), *arguments], environment)
+
+    def await_ready(self) -> None:
+        """Wait until its socket answers."""
         self._await(self._answers)
 
     def _answers(self) -> bool:
@@ -213,7 +227,7 @@ class Node(Party):
 
     def up(self, server: Server, *flags: str, key: str | None = None) -> Answer:
         """`calnet up`, with the key over stdin."""
-        words = ["--server", server.url, *(("--auth-key", "-") if key else ()), *flags]
+        words = ["--server", server.url_for(self.host), *(("--auth-key", "-") if key else ()), *flags]
         return self.cli("up", *words, stdin=f"{key}\n" if key else None)
 
     def status(self) -> dict[str, object]:

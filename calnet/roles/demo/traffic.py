@@ -20,7 +20,7 @@ _ECHO_REQUEST: Final = {socket.AF_INET: 8, socket.AF_INET6: 128}
 _BUFFER: Final = 1 << 20
 _CONNECT_S: Final = 15.0
 _LINGER_S: Final = 2.0
-"""How long late ping replies are waited for."""
+"""How long late ping replies are waited for, and those alone that are not older than this already."""
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -33,17 +33,17 @@ def _readable(sock: socket.socket, wait: float | None, *stops: StopSignal) -> bo
     return sock in select.select(watched, [], [], wait)[0]
 
 
-def ping_stream(address: str, *, interval_s: float = 0.05) -> TaskFunction:
+def ping_stream(address: str, *, interval_s: float = 0.05, size: int = 56) -> TaskFunction:
     """Echo requests every `interval_s` until stopped.
 
     Events: {"first_reply_s": seconds from the first request to the first reply of any}; at the end {"sent", "received", "lost": [sequence numbers],
-    "refused": how many the kernel would not send, "first_reply_s": float or null, "first_reply_after": requests sent until then, "rtts_ms": [...],
-    "times_s": when each was sent, from "begun_at" (CLOCK_MONOTONIC)}.
+    "refused": how many the kernel would not send, "duplicates": replies that came again, "first_reply_s": float or null, "first_reply_after": requests sent
+    until then, "rtts_ms": [...], "times_s": when each was sent, from "begun_at" (CLOCK_MONOTONIC)}. `size` is that of the requests' data in bytes.
     """
 
     def run(stop: StopSignal, emit: Emit) -> None:
         with _echo_socket(address) as sock:
-            _Pinger(sock, address, interval_s).run(stop, emit)
+            _Pinger(sock, address, interval_s, size).run(stop, emit)
 
     return run
 
@@ -57,12 +57,12 @@ def _echo_socket(address: str) -> socket.socket:
 class _Pinger:
     """The state of one stream of pings. Sequence numbers are 16 bits: enough for 54 minutes at 20 a second."""
 
-    def __init__(self, sock: socket.socket, address: str, interval_s: float) -> None:
-        self._socket, self._address, self._interval = sock, address, interval_s
+    def __init__(self, sock: socket.socket, address: str, interval_s: float, size: int) -> None:
+        self._socket, self._address, self._interval, self._data = sock, address, interval_s, bytes(size)
         self._kind = _ECHO_REQUEST[family_of(address)]
         self._sent_at: list[float] = []
         self._rtt: dict[int, float] = {}
-        self._refused = 0
+        self._refused = self._duplicates = 0
         self._first: tuple[float, int] | None = None
 
     def run(self, stop: StopSignal, emit: Emit) -> None:
@@ -76,8 +76,9 @@ class _Pinger:
             if self._receive(due - now, stop) and self._first is None:
                 self._first = (time.monotonic() - begun, len(self._sent_at))
                 emit({"first_reply_s": self._first[0]})
-        deadline = time.monotonic() + _LINGER_S
-        while len(self._rtt) < len(self._sent_at) and (wait := deadline - time.monotonic()) > 0:
+        ended = time.monotonic()
+        late = [number for number, at in enumerate(self._sent_at) if at > ended - _LINGER_S]
+        while not all(number in self._rtt for number in late) and (wait := ended + _LINGER_S - time.monotonic()) > 0:
             self._receive(wait)
         emit(self._report(begun))
 
@@ -85,7 +86,7 @@ class _Pinger:
         sequence = len(self._sent_at)
         self._sent_at.append(now)
         try:
-            self._socket.sendto(struct.pack("!BBHHH", self._kind, 0, 0, 0, sequence & 0xFFFF) + bytes(56), (self._address, 0))
+            self._socket.sendto(struct.pack("!BBHHH", self._kind, 0, 0, 0, sequence & 0xFFFF) + self._data, (self._address, 0))
         except OSError:
             self._refused += 1
 
@@ -94,14 +95,16 @@ class _Pinger:
         if not _readable(self._socket, wait, *also):
             return False
         try:
-            packet = self._socket.recv(2048)
+            packet = self._socket.recv(65_536)
         except OSError:
             return False
         if len(packet) < 8 or packet[0] not in (0, 129):
             return False
         sequence = int.from_bytes(packet[6:8], "big")
-        if sequence < len(self._sent_at):
-            self._rtt.setdefault(sequence, time.monotonic() - self._sent_at[sequence])
+        if sequence in self._rtt:
+            self._duplicates += 1
+        elif sequence < len(self._sent_at):
+            self._rtt[sequence] = time.monotonic() - self._sent_at[sequence]
         return True
 
     def _report(self, begun: float) -> dict[str, object]:
@@ -111,6 +114,7 @@ class _Pinger:
             "received": len(self._rtt),
             "lost": [n for n in sent if n not in self._rtt],
             "refused": self._refused,
+            "duplicates": self._duplicates,
             "first_reply_s": self._first[0] if self._first else None,
             "first_reply_after": self._first[1] if self._first else None,
             "rtts_ms": [round(self._rtt[n] * 1000, 3) for n in sent if n in self._rtt],
@@ -196,6 +200,13 @@ def numbers(result: dict[str, object], key: str) -> list[float]:
     if not isinstance(value, list):
         raise HostError(f"the result has no list {key!r}")
     return value
+
+
+def arrivals(result: dict[str, object]) -> list[float]:
+    """When the replies of a stream of pings came (CLOCK_MONOTONIC), in order of time."""
+    begun, lost = number(result, "begun_at"), set(numbers(result, "lost"))
+    answered = [at for sequence, at in enumerate(numbers(result, "times_s")) if sequence not in lost]
+    return sorted(begun + at + rtt / 1000 for at, rtt in zip(answered, numbers(result, "rtts_ms"), strict=True))
 
 
 def number(result: dict[str, object], key: str) -> float:

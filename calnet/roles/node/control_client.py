@@ -5,8 +5,8 @@ reads until the connection dies; then it waits (jittered, 30 s at most) and star
 always whole. Requests (`register`, `update`, `logout`) raise UnreachableError without a session, what the server refused as that error, TimedOutError
 without an answer.
 
-Error contract. Anything wrong with what the server sends ends the connection, never the client. A server that can't prove the pinned key is told
-apart (`ControlEvents.server_key_wrong`): nothing is sent to it, and it is tried again as any other.
+Error contract. Anything wrong with what the server sends, or here with it, ends the connection, never the client. A server that can't prove the pinned
+key is told apart (`ControlEvents.server_key_wrong`): nothing is sent to it, and it is tried again as any other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ControlEvents(Protocol):
     def server_key_wrong(self, error: AuthenticationError) -> None:
         """The server at our URL did not prove the pinned key."""
 
-    def standing_changed(self, state: str, code: str, login_url: str = "") -> None:
+    def standing_changed(self, state: str, code: str, login_url: str = "", user_code: str = "") -> None:
         """Where this machine stands now."""
 
     def netmap_arrived(self, netmap: Netmap) -> None:
@@ -80,7 +80,11 @@ class ControlClient:
         wall: Callable[[], float],
         fetch_key: FetchKey,
         netmap: Netmap | None = None,
+        software: str | None = None,
+        capabilities: tuple[str, ...] | None = None,
     ) -> None:
+        """`software` and `capabilities` are those of `control.Subscribe`."""
+        self._software, self._capabilities = software, capabilities
         self._server, self._server_key, self._control_key = server, server_key, control_key
         self._dial, self._events, self._random, self._wall, self._fetch_key = dial, events, random, wall, fetch_key
         self._netmap = netmap
@@ -107,18 +111,17 @@ class ControlClient:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        await self._reconnecting.run(self._one)
+        await self._reconnecting.run(self._one, self._lost)
 
     async def _one(self) -> None:
         try:
             await self._session()
-        except CalnetError as error:
-            if not self._reconnecting.stopped:
-                self._lost(error)
         finally:
             await self._ended()
 
     def _lost(self, error: CalnetError) -> None:
+        if self._reconnecting.stopped:
+            return
         if isinstance(error, AuthenticationError):
             self._events.server_key_wrong(error)
         self._events.control_lost(error)
@@ -167,7 +170,7 @@ class ControlClient:
         """Ask for the netmap, once a session."""
         if not self._subscribed and self.connected:
             self._subscribed = True
-            self._queue(control.Subscribe(self._netmap.version if self._netmap is not None else 0))
+            self._queue(control.Subscribe(self._netmap.version if self._netmap is not None else 0, self._software, self._capabilities))
 
     def forget_netmap(self) -> None:
         """The next subscription asks for the whole netmap."""
@@ -295,7 +298,7 @@ class ControlClient:
                     self._server_time(message.server_time)
             case control.State():
                 self._answer(message.request, message)
-                self._events.standing_changed(message.state, message.code, message.login_url)
+                self._events.standing_changed(message.state, message.code, message.login_url, message.user_code)
             case control.Registered() | control.Done():
                 self._answer(message.request, message)
             case control.Refused():

@@ -62,9 +62,12 @@ class ControlLink:
         fetch_key: FetchKey,
         random: RandomBytes,
         clocks: Clocks,
+        software: str,
+        capabilities: tuple[str, ...],
     ) -> None:
         self._user, self._directory, self._notices, self._tasks = user, directory, notices, tasks
         self._dial, self.fetch_key, self._random, self._clocks = dial, fetch_key, random, clocks
+        self._software, self._capabilities = software, capabilities
         self.keeper = NetmapKeeper(directory, lambda text: notices.set("state", text))
         self.client: ControlClient | None = None
         self.netmap: Netmap | None = None
@@ -72,6 +75,8 @@ class ControlLink:
         self.standing, self.approve_code = UNKNOWN, ""
         self.login_url = ""
         """Where a person signs in for this machine while it waits; empty without single sign-on."""
+        self.user_code = ""
+        """What has to be entered there, where the URL does not say it."""
         self.clock_offset = 0.0
         """Server time minus this machine's, in seconds."""
         self.endpoints: tuple[Endpoint, ...] = ()
@@ -126,6 +131,8 @@ class ControlLink:
                 wall=self._clocks.wall,
                 fetch_key=self.fetch_key,
                 netmap=self.netmap,
+                software=self._software,
+                capabilities=self._capabilities,
             )
             self._tasks.spawn("control", self.client.run())
 
@@ -214,12 +221,13 @@ class ControlLink:
             log.error("server_key_changed pinned=%s error=%s", encode_key(self._state.server_key or b""), error)
         self.key_error = error
 
-    def standing_changed(self, state: str, code: str, login_url: str = "") -> None:
+    def standing_changed(self, state: str, code: str, login_url: str = "", user_code: str = "") -> None:
         """Where the server says this machine stands. What takes access away ends the data path and forgets the netmap."""
         if state != self.standing:
             log.info("standing state=%s", shown(state))
         same_wait = state == PENDING == self.standing and code == self.approve_code
-        self.login_url = login_url or (self.login_url if same_wait else "")
+        if login_url or not same_wait:
+            self.login_url, self.user_code = login_url, user_code
         self.standing, self.approve_code = state, code
         if state in REFUSING:
             try:

@@ -20,7 +20,8 @@ from typing import Final
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import HostError, StateError
-from calnet.model import Buffer, Endpoint, Netmap, NodeId
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
+from calnet.paths.way import Way
 from calnet.roles.node import routes
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.control_client import FetchKey
@@ -30,6 +31,7 @@ from calnet.roles.node.escape import shown
 from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.notices import Notices
+from calnet.roles.node.port_mapping import PortMapper
 from calnet.roles.node.relay_link import RelayLink
 from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
@@ -58,6 +60,8 @@ class Machine:
     hostname: str
     os: str = "linux"
     version: str = __version__
+    capabilities: tuple[str, ...] = ()
+    """Protocol extensions that it takes (tunnel/capabilities.py)."""
 
 
 class Daemon:
@@ -75,13 +79,26 @@ class Daemon:
         clocks: Clocks,
         random: RandomBytes,
         fixed_port: int = 0,
+        mark: int = 0,
     ) -> None:
+        """`mark` is the fwmark of what goes past the tunnel."""
         self.directory, self.setup, self.machine, self.clocks, self.random = directory, setup, machine, clocks, random
         self._open_engine, self._fixed_port = open_engine, fixed_port
         self.notices = Notices(clocks.elapsed)
         self._tasks = Tasks(self.notices)
         self.engine: Engine | None = None
-        self.control = ControlLink(self, directory, self.notices, self._tasks, dial=dial, fetch_key=fetch_key, random=random, clocks=clocks)
+        self.control = ControlLink(
+            self,
+            directory,
+            self.notices,
+            self._tasks,
+            dial=dial,
+            fetch_key=fetch_key,
+            random=random,
+            clocks=clocks,
+            software=machine.version,
+            capabilities=machine.capabilities,
+        )
         self.relay = RelayLink(self, dial=dial, random=random, clock=clocks.elapsed)
         self.trusted: Netmap | None = None
         """As this node acts on it."""
@@ -90,6 +107,7 @@ class Daemon:
         self._stun: tuple[str, ...] = ()
         self.trust_findings: tuple[Finding, ...] = ()
         self.host = HostKeeper(setup, wanted=self._wanted_on_host, moved=self._paths_changed, settled=self._host_settled, clock=clocks.elapsed)
+        self.mapper = PortMapper(self._port_mapped, random=random, mark=mark)
         self._watch: Callable[[], None] | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -111,9 +129,10 @@ class Daemon:
         self.control.load()
         watch = self.setup.network.watch(self.host.network_changed)
         self._watch = watch.close
-        self._tasks.spawn("host", self.host.run())
-        self._tasks.spawn("netmap", self.control.keeper.run())
-        self._tasks.spawn("tick", self._tick())
+        self._tasks.keep("host", self.host.run)
+        self._tasks.keep("netmap", self.control.keeper.run)
+        self._tasks.keep("tick", self._tick)
+        self._tasks.keep("port-mapping", self.mapper.run)
         self._settle(raising=True)
 
     async def close(self) -> None:
@@ -174,6 +193,7 @@ class Daemon:
             self.health("host", str(error))
         self._settle_relay()
         self._settle_stun()
+        self._settle_mapping()
         self.host.again()
         self._tell()
 
@@ -186,11 +206,17 @@ class Daemon:
         self._senders = {key: peer.id for peer in self.trusted.peers for key in (peer.previous_node_key, peer.node_key) if key is not None}
         if self.engine is None:
             self.engine = self._opened()
-            self.engine.apply(self.trusted, accept_routes=self.state.prefs.accept_routes)
+            self._apply(self.engine, self.trusted)
             self.engine.network_changed(self.local_endpoints())
+            self._port_mapped(None if self.mapper.lease is None else self.mapper.lease.endpoint)
             log.info("up tun=%s port=%d ip=%s peers=%d", self.setup.tun, self.engine.port, self.trusted.self.addresses[0], len(self.trusted.peers))
         else:
-            self.engine.apply(self.trusted, accept_routes=self.state.prefs.accept_routes)
+            self._apply(self.engine, self.trusted)
+
+    def _apply(self, engine: Engine, netmap: Netmap) -> None:
+        prefs = self.state.prefs
+        ways = {NodeId(peer): Way(way) for peer, way in prefs.ways}
+        engine.apply(netmap, accept_routes=prefs.accept_routes, guess_ports=prefs.guess_ports, ways=ways)
 
     def _opened(self) -> Engine:
         kept = self.state.prefs.port
@@ -227,7 +253,7 @@ class Daemon:
         servers = self.trusted.stun if self.engine is not None and self.trusted is not None else ()
         if servers != self._stun:
             self._stun = servers
-            self._tasks.spawn("stun", self._resolve_stun(servers))
+            self._tasks.keep("stun", lambda: self._resolve_stun(servers))
 
     def keys_changed(self) -> None:
         """The node's keys in `state` are others now: the data path answers to old and new, the relay is told the new one."""
@@ -264,7 +290,7 @@ class Daemon:
         if self.trusted is None or self.engine is None:
             return None
         prefs = self.state.prefs
-        return Wanted(self.trusted, prefs.accept_routes, self.engine.gso_max_size, prefs.snat_routes)
+        return Wanted(self.trusted, prefs.accept_routes, self.engine.mtu, self.engine.gso_max_size, prefs.snat_routes)
 
     def _host_settled(self, text: str | None) -> None:
         self.health("network", text)
@@ -274,8 +300,19 @@ class Daemon:
         log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
         if self.engine is not None:
             self.engine.network_changed(self.local_endpoints())
+        self._settle_mapping(afresh=True)
         self.relay.reconnect_now()
         self.control.reconnect_now()
+
+    def _settle_mapping(self, *, afresh: bool = False) -> None:
+        """The mapper asks the present gateway for the present port, or nobody."""
+        gateway = next((gateway.address for gateway in self.setup.view.gateways if "." in gateway.address), None)
+        wanted = self.engine is not None and self.state.prefs.map_ports
+        self.mapper.use(gateway if wanted else None, 0 if self.engine is None else self.engine.port, afresh=afresh)
+
+    def _port_mapped(self, endpoint: Endpoint | None) -> None:
+        if self.engine is not None:
+            self.engine.mapped_endpoints(() if endpoint is None else (endpoint,))
 
     async def _resolve_stun(self, servers: tuple[str, ...]) -> None:
         """Tell the data path where the STUN servers are; asked again while none resolves, and now and then as addresses change."""
@@ -338,10 +375,10 @@ class Daemon:
             self.engine.relay_connected(connected)
         self._tell()
 
-    def relayed(self, sender: bytes, datagram: memoryview) -> None:
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
         peer = self._senders.get(sender)
         if self.engine is not None and peer is not None:
-            self.engine.relayed(peer, datagram)
+            self.engine.relayed(peer, datagrams)
 
     # --- EngineHost ---
 
@@ -365,11 +402,21 @@ class Daemon:
         self.health("stamps", None)
 
     def path_changed(self, peer: NodeId, description: str) -> None:
-        name = next((other.name for other in self.trusted.peers if other.id == peer), str(peer)) if self.trusted is not None else str(peer)
-        log.info("path_changed peer=%s path=%s", shown(name), shown(description))
+        log.info("path_changed peer=%s path=%s", self._peer_name(peer), shown(description))
         status = self.peer_status(peer)
         if status.path == "direct" and status.endpoint is not None:
             self.control.keeper.worked(peer, status.endpoint)
+
+    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
+        log.info("router_moved prefix=%s from=%s to=%s why=%s", prefix, self._peer_name(old), self._peer_name(new), shown(why))
+
+    def _peer_name(self, peer: NodeId) -> str:
+        peers = () if self.trusted is None else self.trusted.peers
+        return shown(next((other.name for other in peers if other.id == peer), str(peer)))
+
+    def mtu_raised(self, mtu: int) -> None:
+        log.info("mtu_raised mtu=%d", mtu)
+        self.host.again()
 
     def health(self, code: str, text: str | None) -> None:
         self.notices.set(code, text)

@@ -10,7 +10,8 @@ peer would drop it too; a router whose source NAT is on sends with its own addre
 inbound, one that is not from the peer's addresses, not to ours or to what we route, or that the filter refuses. The filter refuses outbound packets too, in
 flows that rules no longer accept. Where the network rejects rather than drops, what the filter refuses is answered (policy/reject.py).
 
-Packets for a peer without a session wait (waiting.py) until `SessionReady`; what leaves, leaves by sending.py.
+Packets for a peer without a session wait (waiting.py) until `SessionReady`; what leaves, leaves by sending.py. Of several routers for one prefix the one in use
+is chosen by tunnel/routers.py: the netmap's, or another while that one doesn't answer.
 
 Error contract: nothing that arrives raises out of here. A TUN device that is gone is told to the host as health `tun-gone`, and nothing more is read from it.
 """
@@ -18,23 +19,47 @@ Error contract: nothing that arrives raises out of here. A TUN device that is go
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Final, assert_never
 
+from calnet.crypto.aead import Aead
+from calnet.crypto.keys import RandomBytes
 from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError, WireError
 from calnet.host.tun import TunDevice
 from calnet.host.udp import Receive, UdpTransport
 from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
-from calnet.paths.effects import PathChanged, PathEffect, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
+from calnet.paths.effects import (
+    CloseSockets,
+    MtuFound,
+    PathChanged,
+    PathEffect,
+    PongReceived,
+    PublishEndpoints,
+    Route,
+    SendCandidates,
+    SendDatagram,
+    SendRelayed,
+    UseSocket,
+    ViewReceived,
+    describe_route,
+)
+from calnet.paths.explain import View
+from calnet.paths.mtu import BASE, ETHERNET
 from calnet.paths.paths import Paths
+from calnet.paths.way import Way
 from calnet.policy.filter import PacketFilter
 from calnet.policy.packets import flow_key, quoted_destination
 from calnet.policy.reject import new_limiter, rejection
-from calnet.roles.node.engine import DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
+from calnet.tunnel.capabilities import AES, CHUNKS
+from calnet.tunnel.chunks import can_be_chunks
+from calnet.tunnel.coalesce import Flow, flow_of
 from calnet.tunnel.effects import (
     ClockAhead,
     EndpointAuthenticated,
@@ -49,29 +74,38 @@ from calnet.tunnel.effects import (
     TunnelEffect,
 )
 from calnet.tunnel.inbound import Inbound
-from calnet.tunnel.outbound import START, Outbound
+from calnet.tunnel.outbound import MAX_PACKET, START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.prefixes import PrefixTable
-from calnet.tunnel.segment import finish_checksum, parse_super
-from calnet.tunnel.session import Session
+from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
+from calnet.tunnel.segment import Super, finish_checksum, parse_super
+from calnet.tunnel.session import Session, SessionExhausted
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
     NEEDS_CSUM,
     VIRTIO_HEADER,
+    Protocol,
     Virtio,
     destination_of,
     is_usable_source,
+    may_be_fragmented,
     packet_length,
     source_of,
+    too_big,
     unreachable,
 )
+from calnet.wire.stun import TRANSACTION_SIZE, build_request
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 READ_BATCH: Final = 64
 """TUN packets, or UDP batches, taken before others have their turn."""
+SLOT: Final = 2048
+"""Bytes of a packet that may be joined to others, its virtio header included."""
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
-UNREACHABLES_PER_SECOND: Final = 50
+ERRORS_PER_SECOND: Final = 50
+HAIRPIN_TRIES: Final = 3
+BY_RELAY: Final = Route(None, True)
 REJECTIONS_TO_TELL: Final = 3
 """Handshake responses in a row that don't authenticate before the user hears of it."""
 
@@ -90,11 +124,17 @@ class DataPath:
         host: DataPathHost,
         monotonic: Callable[[], float],
         wall: Callable[[], float],
+        random: RandomBytes,
         mtu: int = 1280,
+        more_udp: Callable[[], UdpTransport] | None = None,
+        capabilities: tuple[str, ...] = (),
     ) -> None:
-        """`monotonic` goes on while the machine sleeps; `wall` is Unix seconds in server time; `mtu` is the TUN interface's."""
+        """`more_udp` opens a further UDP port (HostError where it can't), which the data path closes. `monotonic` goes on while the machine sleeps; `wall` is
+        Unix seconds in server time; `mtu` is the TUN interface's at first; it grows with what paths are found to take. `capabilities` are those that this
+        node announces."""
+        self.mtu = mtu
         self._loop, self._tun, self._udp, self._tunnel, self._paths, self._host = loop, tun, udp, tunnel, paths, host
-        self._monotonic, self._wall = monotonic, wall
+        self._monotonic, self._wall, self._random = monotonic, wall, random
         self._filter = PacketFilter()
         self._own: tuple[bytes, ...] = ()
         self._local: PrefixTable[bool] = PrefixTable(())
@@ -102,27 +142,45 @@ class DataPath:
         self._rejections_sent = new_limiter()
         self._answers: deque[bytes] = deque()
         self._waiting = WaitingPackets()
-        self._effects: deque[TunnelEffect | PathEffect] = deque()
+        self._routers = Routers()
+        self._peers: tuple[Peer, ...] = ()
+        self._accept_routes = False
+        self._carries: dict[NodeId, tuple[Prefix, ...]] = {}
+        self._effects: deque[TunnelEffect | PathEffect | RouterEffect] = deque()
         self._settling = False
         self._pings: dict[int, asyncio.Future[PingAnswer]] = {}
+        self._hairpins: dict[bytes, asyncio.Event] = {}
+        self._questions: dict[int, asyncio.Future[View]] = {}
         self._rejections: dict[NodeId, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._running = False
-        self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on)
+        self._more_udp = more_udp
+        self._aes = AES in capabilities
+        self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on, open_socket=self._open_socket)
         self._source = Source(None, None)
+        self._detour = False
+        """What is sealed now goes by relay alone."""
         self._now = monotonic()
         self._sent_in_second = (0, 0)
         self._sent_flow: bytes | None = None
         self._sent_session: Session | None = None
+        self._slot = (memoryview(bytearray(SLOT)), memoryview(bytearray(MAX_PACKET + START)))
+        """Where a packet is read that may join the one in the outbound buffer; what is longer than SLOT goes on in the second."""
+        self._again: set[Receive] = set()
+        """Sockets whose turn comes again, each once."""
+        self._came_alone = False
+        """The TUN had one packet the last time: the next one leaves before it is asked whether there are more."""
         self._accepted: tuple[Session, bytes] | None = None
         self._reuse_until = 0.0
+        self.path_changes: Counter[str] = Counter()
+        """By what they changed to: direct, relay, both, none."""
         self.dropped = 0
         """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
         offloads = tun.offloads
         self._vnet = offloads.vnet_header
-        self._outbound = Outbound(mtu, self._send_run)
+        self._outbound = Outbound(max(mtu, ETHERNET), self._send_run)
         self._read_buffer = self._outbound.plain if self._vnet else self._outbound.plain[START:]
         self._inbound = Inbound(
             vnet=offloads.vnet_header,
@@ -154,13 +212,14 @@ class DataPath:
             if timer is not None:
                 timer.cancel()
         self._timer = self._look = None
-        for waiting in self._pings.values():
+        unanswered: list[asyncio.Future[PingAnswer] | asyncio.Future[View]] = [*self._pings.values(), *self._questions.values()]
+        for waiting in unanswered:
             if not waiting.done():
                 waiting.set_exception(UnreachableError("the node went down before an answer came"))
 
     # --- What the daemon says ---
 
-    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
+    def apply(self, netmap: Netmap, *, accept_routes: bool, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
         """Take a new netmap: peers, their prefixes, filter rules, our own addresses and routes."""
         self._begin()
         own = [address.packed for address in netmap.self.addresses]
@@ -168,13 +227,30 @@ class DataPath:
         self._local = PrefixTable((prefix, True) for prefix in (*_hosts(netmap.self.addresses), *netmap.self.routes))
         self._filter.set_rules(netmap.filter)
         self._rejects = netmap.reject
-        self._effects += self._tunnel.configure((_tunnel_config(peer, accept_routes) for peer in netmap.peers), self._now, self._wall())
+        self._peers, self._accept_routes = netmap.peers, accept_routes
+        moves = self._routers.configure(routers_of(netmap.peers) if accept_routes else {})
+        self._configure_tunnel()
         self._paths.set_overlay(netmap.prefixes)
         self._effects += self._paths.set_peers(netmap.peers, self._now)
+        self._effects += self._paths.set_ways(ways, self._now)
+        for move in moves:
+            self._moved(move)
         known = {peer.id for peer in netmap.peers}
         self._waiting.keep(known)
         self._rejections = {peer: count for peer, count in self._rejections.items() if peer in known}
         self._settle()
+
+    def _configure_tunnel(self) -> None:
+        self._carries = {peer.id: self._carried(peer) for peer in self._peers}
+        configs = [_tunnel_config(peer, self._carries[peer.id], self._accept_routes, self._aes) for peer in self._peers]
+        self._effects += self._tunnel.configure(configs, self._now, self._wall())
+
+    def _carried(self, peer: Peer) -> tuple[Prefix, ...]:
+        """The prefixes that go to this peer now: where several could route one, not always the netmap's choice."""
+        if not self._accept_routes:
+            return ()
+        carriers = [(route, self._routers.carrier(route)) for route in (*peer.routes, *peer.backup_routes)]
+        return tuple(route for route, carrier in carriers if carrier == peer.id or (carrier is None and route in peer.routes))
 
     def local_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """The addresses of this machine's interfaces, with our port."""
@@ -185,9 +261,15 @@ class DataPath:
     def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
         """The network changed, or the machine woke up: `endpoints` are the local ones now."""
         self._begin()
-        self._udp.forget_failures()
+        self._sender.forget_failures()
         self._effects += self._paths.set_local_endpoints(tuple(endpoints), self._now)
         self._effects += self._paths.network_changed(self._now)
+        self._settle()
+
+    def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        """Endpoints of routers that lead to our port."""
+        self._begin()
+        self._effects += self._paths.set_mapped_endpoints(tuple(endpoints), self._now)
         self._settle()
 
     def stun_servers(self, servers: Iterable[Endpoint]) -> None:
@@ -208,16 +290,29 @@ class DataPath:
         self._effects += self._paths.relay_connected(connected, self._now)
         self._settle()
 
-    def relayed(self, peer: NodeId, datagram: Buffer) -> None:
-        """A datagram of `peer` that came by relay."""
-        length = len(datagram)
-        if not 0 < length <= len(self._inbound.buffer):
-            self.dropped += 1
-            return
+    def relayed(self, peer: NodeId, datagrams: Iterable[Buffer]) -> None:
+        """Datagrams of `peer` that came by relay: equal-sized ones that follow one another, the last perhaps shorter, are opened as one batch."""
         self._begin(flowing=True)
         self._source = Source(None, peer)
-        self._inbound.buffer[:length] = datagram
-        self._inbound.receive(length, length)
+        inbound, buffer = self._inbound, self._inbound.buffer
+        size = end = 0
+        for datagram in datagrams:
+            length = len(datagram)
+            if not 0 < length <= len(buffer):
+                self.dropped += 1
+                continue
+            if end and (length > size or end + length > len(buffer)):
+                inbound.receive(end, size)
+                end = 0
+            if not end:
+                size = length
+            buffer[end : end + length] = datagram
+            end += length
+            if length < size:
+                inbound.receive(end, size)
+                end = 0
+        if end:
+            inbound.receive(end, size)
         self._settle(flowing=True)
 
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
@@ -237,34 +332,118 @@ class DataPath:
         finally:
             del self._pings[token]
 
+    async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
+        """How both ends see the path: the other's is None where it does not answer in time. Errors as `ping`."""
+        self._begin()
+        token, effects = self._paths.question(peer, self._now)
+        here = self._paths.view(peer, self._now)
+        answer: asyncio.Future[View] = self._loop.create_future()
+        self._questions[token] = answer
+        self._effects += effects
+        self._settle()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return here, await answer
+        except TimeoutError:
+            return here, None
+        finally:
+            del self._questions[token]
+
+    async def hairpin(self, timeout_s: float) -> bool | None:
+        """Whether the NAT leads back in what its own hosts send to the address that it gave to our port (RFC 4787 section 6); None where there is none."""
+        outside = next((endpoint for endpoint in self._paths.reflexive() if ":" not in endpoint.host and not self._paths.is_local(endpoint)), None)
+        other = None if outside is None else self._open_other()
+        if outside is None or other is None:
+            return None
+        transaction = self._random(TRANSACTION_SIZE)
+        came = self._hairpins[transaction] = asyncio.Event()
+        request = build_request(transaction)
+        try:
+            for _ in range(HAIRPIN_TRIES):
+                other.send(outside, request, len(request))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s / HAIRPIN_TRIES):
+                        await came.wait()
+                        return True
+            return False
+        finally:
+            del self._hairpins[transaction]
+            other.close()
+
     def peer_status(self, peer: NodeId) -> PeerStatus:
         """What `status` shows of a peer; zeros and `none` for an unknown one."""
         known = self._tunnel.peer(peer)
         report = self._paths.report(peer)
         if known is None:
             return PeerStatus("none", None, None, None, 0, 0)
-        return PeerStatus(report.path, report.endpoint, report.rtt_s, known.last_handshake_at, known.rx_bytes, known.tx_bytes)
+        carries = self._carries.get(peer, ())
+        moved = known.rx_bytes, known.tx_bytes
+        cipher = "" if known.current is None else known.current.aead.value
+        return PeerStatus(report.path, report.endpoint, report.rtt_s, known.last_handshake_at, *moved, carries, report.mtu, report.left, cipher)
 
     # --- From the TUN ---
 
     def _on_tun(self) -> None:
         self._begin(flowing=True)
-        read, buffer, take = self._tun.read_into, self._read_buffer, self._take
+        read, buffer, count = self._tun.read_into, self._read_buffer, 0
         try:
-            for _ in range(READ_BATCH):
-                length = read(buffer)
-                if not length:
+            length = read(buffer)
+            while length:
+                count += 1
+                flow = self._joinable(length) if count > 1 or not self._came_alone else None
+                if flow is not None:
+                    length, joined = self._take_run(length, flow)
+                    count += joined // 4  # they cost so much less than others
+                else:
+                    self._take(length if self._vnet else length + START)
+                    if count == 1 and self._came_alone:
+                        self._outbound.flush()
+                    length = read(buffer) if count < READ_BATCH and not self._sender.full else 0
+                if count >= READ_BATCH and length:
+                    self._take(length)
                     break
-                take(length if self._vnet else length + START)
-                if self._sender.full:
-                    break
+            self._came_alone = count == 1
         except HostError as error:
             self._tun.unwatch(self._loop)
             self._host.health("tun-gone", str(error))
         self._settle(flowing=True)
 
-    def _take(self, end: int) -> None:
-        """The packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
+    def _joinable(self, length: int) -> Flow | None:
+        """The flow of the packet just read, if it is a UDP datagram of the flow that the last one was of, to a peer that takes chunks: such ones, when they
+        come in numbers, are put together as the kernel's own segmentation offload (USO) would have left them."""
+        session, plain = self._sent_session, self._outbound.plain
+        if session is None or not self._vnet or length > SLOT or plain[1] or not session.peer.config.chunks:
+            return None
+        packet = plain[START:length]
+        if flow_key(packet) != self._sent_flow:
+            return None
+        flow = flow_of(packet, len(packet))
+        return flow if flow is not None and flow.protocol == Protocol.UDP and flow.header + flow.payload == len(packet) else None
+
+    def _take_run(self, length: int, flow: Flow) -> tuple[int, int]:
+        """Take the packet just read, and those that come behind it while they join it. Returns the length of the one that came then and doesn't (0: none came),
+        and how many were taken."""
+        plain, (slot, _) = self._outbound.plain, self._slot
+        read, number, mask, expected, end = self._tun.read_parts, int.from_bytes, flow.mask, flow.expected, length
+        header, payload = self._slot[0][START : START + flow.header], self._slot[0][START + flow.header : length]
+        joined, following = 1, 0
+        while joined < flow.limit and (following := read(self._slot)) == length and not slot[1] and number(header, "big") & mask == expected:
+            plain[end : end + flow.payload] = payload
+            end += flow.payload
+            joined += 1
+            following = 0
+        shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, end - START) if joined > 1 else None
+        self._take(length, shape)
+        if following:
+            plain[: min(following, SLOT)] = slot[: min(following, SLOT)]
+            if following > SLOT:
+                plain[SLOT:following] = self._slot[1][: following - SLOT]
+        elif joined == flow.limit and not self._sender.full:
+            following = self._tun.read_into(self._read_buffer)
+        return following, joined
+
+    def _take(self, end: int, shape: Super | None = None) -> None:
+        """The packet at `plain[START:end]`, its virtio header (where the device has them) before it. `shape`: it is the first of several joined ones."""
         packet = self._outbound.plain[START:end]
         flow = flow_key(packet)
         if flow is not None and flow == self._sent_flow:
@@ -272,22 +451,53 @@ class DataPath:
         else:
             session = self._session_for(packet, end)
             self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
-        if session is not None:
-            try:
-                self._seal(session, packet)
-            except WireError:
-                self.dropped += 1
+        if session is None:
+            return
+        try:
+            self._seal(session, packet, shape)
+        except (WireError, SessionExhausted):
+            self.dropped += 1
 
-    def _seal(self, session: Session, packet: memoryview) -> None:
-        outbound = self._outbound
-        if self._vnet:
-            flags, gso_type, *rest = VIRTIO_HEADER.unpack_from(outbound.plain)
-            if gso_type:
-                outbound.seal_super(session, parse_super(packet, Virtio(flags, gso_type, *rest)))
-                return
-            if flags & NEEDS_CSUM:
-                finish_checksum(packet, Virtio(flags, gso_type, *rest))
-        outbound.seal_packet(session, len(packet))
+    def _too_long(self, session: Session, packet: memoryview, shape: Super | None) -> None:
+        """A packet that the direct path may not take at once: it goes by relay while that is being found out; else its sender is told, and sends shorter
+        ones. One that may be fragmented goes all the same."""
+        peer = session.peer.id
+        mtu, settled = self._paths.mtu_of(peer)
+        free = may_be_fragmented(packet)
+        if self._paths.may_detour(peer) and (free or not settled):
+            self._outbound.flush()
+            self._detour = True
+            try:
+                self._seal(session, packet, shape, fits=True)
+                self._outbound.flush()
+            finally:
+                self._detour = False
+        elif free:
+            self._seal(session, packet, shape, fits=True)
+        else:
+            self._answer(packet, lambda packet: too_big(packet, mtu))
+
+    def _seal(self, session: Session, packet: memoryview, shape: Super | None = None, *, fits: bool = False) -> None:
+        """`shape`: as in `_take`; `fits`: it goes, however long it is."""
+        outbound, longest = self._outbound, len(packet)
+        if shape is not None:
+            longest = shape.header + shape.segment
+        elif self._vnet:
+            virtio = Virtio(*VIRTIO_HEADER.unpack_from(outbound.plain))
+            if virtio.gso_type:
+                shape = parse_super(packet, virtio)
+                longest = shape.header + shape.segment
+            elif virtio.flags & NEEDS_CSUM:
+                finish_checksum(packet, virtio)
+                outbound.plain[0] = 0
+        if longest > BASE and not fits and not self._paths.fits(session.peer.id, longest, self._now):
+            self._too_long(session, packet, shape)
+        elif shape is None:
+            outbound.seal_packet(session, longest)
+        elif session.peer.config.chunks and can_be_chunks(shape):
+            outbound.seal_chunks(session, shape)
+        else:
+            outbound.seal_super(session, shape)
 
     def _session_for(self, packet: memoryview, end: int) -> Session | None:
         """The session that the packet leaves under; None if it was dropped or waits for one."""
@@ -299,9 +509,11 @@ class DataPath:
         if self._local.lookup(source_of(packet)) is None:
             self.dropped += 1
             return None
-        peer = self._tunnel.lookup(destination_of(packet))
+        destination = destination_of(packet)
+        peer = self._tunnel.lookup(destination)
         if peer is None:
-            self._answer_unreachable(packet)
+            self._routers.sent(destination, self._now)  # the key of the prefix's router may have run out
+            self._answer(packet, unreachable)
             return None
         if not self._filter.outbound(packet, self._now):
             self.dropped += 1
@@ -309,6 +521,7 @@ class DataPath:
             if answer is not None:
                 self._write_to_tun(answer)
             return None
+        self._routers.sent(destination, self._now)
         session, effects = self._tunnel.session_to_send(peer, self._now, self._wall())
         self._effects += effects
         if session is None:
@@ -331,14 +544,13 @@ class DataPath:
         self._outbound.flush()
         return True
 
-    def _answer_unreachable(self, packet: memoryview) -> None:
+    def _answer(self, packet: memoryview, make: Callable[[memoryview], bytes | None]) -> None:
+        """Drop a packet, with an ICMP error to its sender, not too often."""
         self.dropped += 1
         second, sent = int(self._now), 0
         if self._sent_in_second[0] == second:
             sent = self._sent_in_second[1]
-        size = 4 if packet[0] >> 4 == 4 else 16
-        own = next((address for address in self._own if len(address) == size), None)
-        answer = unreachable(packet, own) if own is not None and sent < UNREACHABLES_PER_SECOND else None
+        answer = make(packet) if sent < ERRORS_PER_SECOND else None
         if answer is not None:
             self._sent_in_second = (second, sent + 1)
             self._write_to_tun(answer)
@@ -348,10 +560,11 @@ class DataPath:
 
     def _send_run(self, session: Session, datagrams: memoryview, size: int) -> None:
         """Outbound's `send`: one run leaves by the peer's route."""
-        peer = session.peer.id
-        self.dropped += self._sender.run(peer, self._paths.route(peer), datagrams, size)
-        self._tunnel.data_sent(session, self._now, len(datagrams), True)
-        self._effects += self._paths.data_sent(peer, self._now)
+        peer, length = session.peer.id, len(datagrams)
+        route = BY_RELAY if self._detour else self._paths.route(peer)
+        self.dropped += self._sender.run(peer, route, datagrams, size)
+        self._tunnel.data_sent(session, self._now, length, True)
+        self._effects += self._paths.data_sent(peer, self._now, route, length)
 
     def _stop_reading(self) -> None:
         self._tun.unwatch(self._loop)
@@ -361,7 +574,22 @@ class DataPath:
 
     # --- From the wire ---
 
-    def _on_udp(self, receive: Receive) -> None:
+    def _open_socket(self, number: int) -> UdpTransport | None:
+        """A socket beside the first, watched."""
+        udp = self._open_other()
+        if udp is not None:
+            udp.watch(self._loop, lambda receive: self._on_udp(receive, number))
+        return udp
+
+    def _open_other(self) -> UdpTransport | None:
+        if self._more_udp is None or not self._running:
+            return None
+        try:
+            return self._more_udp()
+        except HostError:
+            return None
+
+    def _on_udp(self, receive: Receive, socket: int = 0) -> None:
         self._begin(flowing=True)
         inbound = self._inbound
         for _ in range(READ_BATCH):
@@ -369,9 +597,18 @@ class DataPath:
             if batch is None:
                 break
             if batch.length:
-                self._source = Source(batch.source, None)
+                self._source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
+        else:  # others have their turn; `receive` may keep one that no readiness tells of
+            if receive not in self._again:
+                self._again.add(receive)
+                self._loop.call_soon(self._on_udp_again, receive, socket)
         self._settle(flowing=True)
+
+    def _on_udp_again(self, receive: Receive, socket: int) -> None:
+        self._again.discard(receive)
+        if self._running:
+            self._on_udp(receive, socket)
 
     def _find_session(self, index: int) -> Session | None:
         session = self._tunnel.session_by_index(index, self._now)
@@ -382,7 +619,8 @@ class DataPath:
 
     def _opened(self, session: Session, length: int, data: bool) -> None:
         self._effects += self._tunnel.data_received(session, self._source, self._now, self._wall(), length, data)
-        self._effects += self._paths.data_received(session.peer.id, self._source, self._now)
+        self._effects += self._paths.data_received(session.peer.id, self._source, self._now, length)
+        self._routers.heard(session.peer.id, self._now)
 
     def _accept(self, session: Session, packet: memoryview) -> bool:
         """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
@@ -422,6 +660,8 @@ class DataPath:
             self._effects += self._tunnel.receive(datagram, source, self._now, self._wall())
         elif kind is DatagramKind.DISCOVERY:
             self._effects += self._paths.receive_probe(bytes(datagram), source, self._now)
+        elif kind is DatagramKind.STUN and (came := self._hairpins.get(bytes(datagram[8:20]))) is not None:
+            came.set()
         elif kind is DatagramKind.STUN and source.endpoint is not None:
             self._effects += self._paths.receive_stun(bytes(datagram), source.endpoint, self._now)
         else:
@@ -465,7 +705,7 @@ class DataPath:
             self._forget_flows()
             self._perform(self._effects.popleft(), flushed)
 
-    def _perform(self, effect: TunnelEffect | PathEffect, flushed: set[NodeId]) -> None:
+    def _perform(self, effect: TunnelEffect | PathEffect | RouterEffect, flushed: set[NodeId]) -> None:
         match effect:
             case SendHandshake():
                 self._send_handshake(effect)
@@ -478,6 +718,7 @@ class DataPath:
                 self._persist(effect)
             case SessionReady():
                 self._rejections.pop(effect.peer, None)
+                self._routers.heard(effect.peer, self._now)
                 self._host.health(f"handshake-rejected-{effect.peer}", None)
                 if self._send_waiting(effect.peer):
                     flushed.add(effect.peer)
@@ -491,17 +732,36 @@ class DataPath:
             case HandshakeFailed() | SessionsDropped():
                 self.dropped += len(self._waiting.take(effect.peer))
             case SendDatagram():
-                self._sender.to(effect.endpoint, effect.data)
+                self._sender.to(effect.endpoint, effect.data, effect.socket, whole=effect.whole, hops=effect.hops)
+            case UseSocket():
+                self._sender.use(effect.endpoint, effect.socket)
+            case CloseSockets():
+                self._sender.close_sockets(all_=effect.all_)
             case SendRelayed():
                 self._host.send_relayed(effect.peer, [effect.data])
             case SendCandidates():
                 self._host.send_candidates(effect.peer, effect.endpoints)
+            case MtuFound():
+                if effect.mtu > self.mtu:
+                    self.mtu = effect.mtu
+                    self._host.mtu_raised(effect.mtu)
             case PublishEndpoints():
                 self._host.publish_endpoints(effect.endpoints)
             case PathChanged():
+                self.path_changes[
+                    "both" if effect.new.endpoint and effect.new.relay else "direct" if effect.new.endpoint else "relay" if effect.new.relay else "none"
+                ] += 1
                 self._host.path_changed(effect.peer, f"{describe_route(effect.new)} ({effect.why})")
             case PongReceived():
                 self._pong(effect)
+            case ViewReceived():
+                if (asked := self._questions.get(effect.token)) is not None and not asked.done():
+                    asked.set_result(effect.view)
+            case ProbeRouter():
+                self._effects += self._paths.ping(effect.peer, self._now)[1]
+            case RouterMoved():
+                self._configure_tunnel()
+                self._moved(effect)
             case _:
                 assert_never(effect)
 
@@ -510,7 +770,7 @@ class DataPath:
             self._sender.back(effect.reply_to, effect.datagram)
         else:
             self._sender.one(effect.peer, self._paths.route(effect.peer), effect.datagram)
-            for endpoint in self._paths.handshake_targets(effect.peer):
+            for endpoint in self._paths.handshake_targets(effect.peer, self._now):
                 self._sender.to(endpoint, effect.datagram)
         self._effects += self._paths.data_sent(effect.peer, self._now)
 
@@ -537,7 +797,13 @@ class DataPath:
             text = f"peer {peer} answers handshakes that don't authenticate: its pre-shared key or node key is not the one we have"
             self._host.health(f"handshake-rejected-{peer}", text)
 
+    def _moved(self, move: RouterMoved) -> None:
+        """The tunnel knows of it: what waits for the prefix goes to its new router."""
+        self._host.router_moved(move.prefix, move.old, move.new, move.why)
+        self._send_waiting(move.old)
+
     def _pong(self, effect: PongReceived) -> None:
+        self._routers.answered(effect.peer, self._now, effect.rtt_s)
         waiting = self._pings.get(effect.token)
         if waiting is not None and not waiting.done():
             waiting.set_result(PingAnswer("direct" if effect.via.endpoint is not None else "relay", effect.via.endpoint, effect.rtt_s))
@@ -548,7 +814,7 @@ class DataPath:
         """One timer for the earliest deadline. One that goes off too early only asks again."""
         if not self._running:
             return
-        deadlines = [when for when in (self._tunnel.next_deadline(), self._paths.next_deadline()) if when is not None]
+        deadlines = [when for when in (self._tunnel.next_deadline(), self._paths.next_deadline(), self._routers.next_deadline()) if when is not None]
         if not deadlines:
             return
         earliest = min(deadlines)
@@ -570,28 +836,26 @@ class DataPath:
         self._begin()
         self._effects += self._tunnel.on_timer(self._now, self._wall())
         self._effects += self._paths.on_timer(self._now)
+        self._effects += self._routers.on_timer(self._now)
         self._settle()
-
-
-def describe_route(route: Route) -> str:
-    """A route as a person reads it."""
-    ways = [f"direct {route.endpoint}"] if route.endpoint is not None else []
-    return " and ".join([*ways, "relay"] if route.relay else ways) or "none"
 
 
 def _hosts(addresses: Iterable[Address]) -> list[Prefix]:
     return [ip_network(address) for address in addresses]
 
 
-def _tunnel_config(peer: Peer, accept_routes: bool) -> TunnelPeerConfig:
+def _tunnel_config(peer: Peer, carried: tuple[Prefix, ...], accept_routes: bool, aes: bool) -> TunnelPeerConfig:
+    others = (route for route in (*peer.routes, *peer.backup_routes) if accept_routes and route not in carried)
     return TunnelPeerConfig(
         id=peer.id,
         node_key=peer.node_key,
         previous_node_key=peer.previous_node_key,
         kind=peer.kind,
         psk=peer.preshared_key,
-        allowed=(*_hosts(peer.addresses), *(peer.routes if accept_routes else ())),
-        also_from=peer.backup_routes if accept_routes else (),
+        allowed=(*_hosts(peer.addresses), *carried),
+        also_from=tuple(others),
         keepalive_s=peer.keepalive_s,
+        aead=Aead.AES_256_GCM if aes and AES in peer.capabilities else Aead.CHACHA20_POLY1305,
+        chunks=CHUNKS in peer.capabilities,
         key_expires=peer.key_expires,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
-from calnet.model import Buffer, Endpoint, Netmap, NodeId
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
+from calnet.paths.explain import View
+from calnet.paths.way import Way
 from calnet.roles.node.state import Keys
+
+NO_WAYS: Final[Mapping[NodeId, Way]] = {}
 
 
 class DataPathHost(Protocol):
@@ -28,13 +32,21 @@ class DataPathHost(Protocol):
     def path_changed(self, peer: NodeId, description: str) -> None:
         """For the log and for whoever waits."""
 
+    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
+        """Packets for a prefix with several routers go to another one; for the log."""
+
+    def mtu_raised(self, mtu: int) -> None:
+        """The interface should take packets so long from now on."""
+
     def health(self, code: str, text: str | None) -> None:
         """Set or (None) clear a health line."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """`path` is `direct`, `relay` or `none`; `last_handshake_at` Unix seconds; bytes are those of datagrams."""
+    """`path` is `direct`, `relay` or `none`; `last_handshake_at` Unix seconds; bytes are those of datagrams. `carries` are the prefixes behind the peer that
+    this node sends to it now, `mtu` the longest packet that goes directly (None: no direct path), `left` why a direct path that answers is not used,
+    `cipher` the AEAD of the session that sends (empty without one)."""
 
     path: str
     endpoint: Endpoint | None
@@ -42,6 +54,10 @@ class PeerStatus:
     last_handshake_at: float | None
     rx_bytes: int
     tx_bytes: int
+    carries: tuple[Prefix, ...] = ()
+    mtu: int | None = None
+    left: str = ""
+    cipher: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +76,8 @@ class Netcheck:
     ipv4: Endpoint | None = None
     ipv6: Endpoint | None = None
     mapping: str = "unknown"
+    hairpin: bool | None = None
+    """Whether the NAT leads back in what its own hosts send to its outside; None where that is not known, or there is no NAT."""
 
 
 class EngineHost(DataPathHost, Protocol):
@@ -69,19 +87,35 @@ class EngineHost(DataPathHost, Protocol):
         """Unix seconds in server time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Counted since the data path was opened. `path_changes` by what they changed to: direct, relay, both, none."""
+
+    dropped: int = 0
+    path_changes: Mapping[str, int] = field(default_factory=dict)
+
+
 class Engine(Protocol):
     """A running data path: TUN, UDP port, tunnel and paths."""
 
     port: int
-    gso_max_size: int | None
-    """What the interface's gso_max_size should be; None leaves it."""
 
-    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None: ...
+    @property
+    def mtu(self) -> int:
+        """What the interface's should be now: it grows with what paths are found to take."""
+
+    @property
+    def gso_max_size(self) -> int | None:
+        """What the interface's should be with that MTU; None leaves it."""
+
+    def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
+        """Take a new netmap, or other preferences."""
 
     def set_identity(self, keys: Keys) -> None:
         """Renewed keys: both node keys answer, the new one initiates. Sessions stand."""
 
-    def relayed(self, peer: NodeId, datagram: Buffer) -> None: ...
+    def relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
+        """Datagrams of the peer that came by relay, in order."""
 
     def relay_connected(self, connected: bool) -> None: ...
 
@@ -91,12 +125,21 @@ class Engine(Protocol):
 
     def stun_servers(self, servers: Iterable[Endpoint]) -> None: ...
 
+    def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        """Endpoints of routers that lead to our port, because they were asked to."""
+
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
         """TimedOutError without an answer, UnreachableError where `close` comes first; NotFoundError or InvalidError for a peer that can't be probed."""
 
+    async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
+        """How both ends see the path; the other's None where it does not answer. Errors as `ping`."""
+
     def peer_status(self, peer: NodeId) -> PeerStatus: ...
 
-    def netcheck(self) -> Netcheck: ...
+    async def netcheck(self, timeout_s: float) -> Netcheck:
+        """What the network lets through, as far as it is known; hairpinning is tried out now, for so long at most."""
+
+    def figures(self) -> Figures: ...
 
     def close(self) -> None:
         """Stop and give TUN and port back."""

@@ -21,6 +21,7 @@ class Wanted:
 
     netmap: Netmap
     accept_routes: bool
+    mtu: int
     gso_max_size: int | None
     snat_routes: bool = True
 
@@ -79,7 +80,9 @@ class HostKeeper:
         if wanted is None:
             await self._setup.clear()
             return
-        await self._setup.apply(wanted.netmap, accept_routes=wanted.accept_routes, gso_max_size=wanted.gso_max_size, snat_routes=wanted.snat_routes)
+        await self._setup.apply(
+            wanted.netmap, accept_routes=wanted.accept_routes, mtu=wanted.mtu, gso_max_size=wanted.gso_max_size, snat_routes=wanted.snat_routes
+        )
         self.ready = self._wanted() is not None
         if self._clock() - self._probed_at >= PROBE_S:
             self._probed_at = self._clock()

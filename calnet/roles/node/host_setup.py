@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from calnet.errors import HostError
 from calnet.host import probes
@@ -21,8 +21,6 @@ from calnet.roles.node.routes import Finding, plan_routes
 from calnet.roles.node.state import StateDirectory
 
 log = logging.getLogger(__name__)
-
-DEFAULT_MTU: Final = 1280
 
 
 class RulesetReader(Protocol):
@@ -43,8 +41,8 @@ class Probed:
 class HostSetup:
     """See the module's docstring. `findings` is what the last `apply` left out; `accepted` the peers' routes in use."""
 
-    def __init__(self, directory: StateDirectory, network: Network, nft: Nftables, reader: RulesetReader | None, tun: str, mtu: int = DEFAULT_MTU) -> None:
-        self.tun, self.mtu = tun, mtu
+    def __init__(self, directory: StateDirectory, network: Network, nft: Nftables, reader: RulesetReader | None, tun: str) -> None:
+        self.tun = tun
         self.network = network
         self._directory, self._nft, self._reader = directory, nft, reader
         self._lock = asyncio.Lock()
@@ -91,19 +89,19 @@ class HostSetup:
         """Local addresses to offer to peers."""
         return candidate_addresses(self.view.interfaces, self.tun, overlay)
 
-    async def apply(self, netmap: Netmap, *, accept_routes: bool, gso_max_size: int | None, snat_routes: bool = True) -> None:
+    async def apply(self, netmap: Netmap, *, accept_routes: bool, mtu: int, gso_max_size: int | None, snat_routes: bool = True) -> None:
         """Make the machine fit `netmap`; only differences are touched. HostError where interface or routes can't be had.
 
         Cancelled, it still goes to its end, and `clear` waits for that: the thread or program at work could not be stopped, and what it sets up would stay.
         """
-        work = asyncio.ensure_future(self._apply(netmap, accept_routes, gso_max_size, snat_routes))
+        work = asyncio.ensure_future(self._apply(netmap, accept_routes, mtu, gso_max_size, snat_routes))
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(work)
 
-    async def _apply(self, netmap: Netmap, accept_routes: bool, gso_max_size: int | None, snat_routes: bool) -> None:
+    async def _apply(self, netmap: Netmap, accept_routes: bool, mtu: int, gso_max_size: int | None, snat_routes: bool) -> None:
         async with self._lock:
             plan = plan_routes(netmap, attached_prefixes(self.view.interfaces, self.tun), accept_routes=accept_routes)
-            wanted = LinkConfig(self.tun, netmap.self.addresses, self.mtu, plan.routes, plan.excepted, gso_max_size)
+            wanted = LinkConfig(self.tun, netmap.self.addresses, mtu, plan.routes, plan.excepted, gso_max_size)
             findings = list(plan.findings)
             if wanted != self._standing:
                 if not self._touched:

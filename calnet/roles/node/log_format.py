@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
+from datetime import UTC, datetime
+from typing import Final
 
 from calnet.roles.node.escape import shown
 
+RECENT_LINES: Final = 400
 LINE_LIMIT = 2000
 """Characters of a line without a traceback."""
 
@@ -25,11 +29,31 @@ class SafeFormatter(logging.Formatter):
         return line
 
 
+class _Recent(logging.Handler):
+    """Keeps the last lines, for `bugreport`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=RECENT_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{datetime.fromtimestamp(record.created, UTC).isoformat(timespec='milliseconds')} {self.format(record)}")
+
+
+_RECENT: Final = _Recent()
+_RECENT.setFormatter(SafeFormatter(tracebacks=True))
+
+
+def recent() -> tuple[str, ...]:
+    """The last lines that were logged, with their times."""
+    return tuple(_RECENT.lines)
+
+
 def set_up(*, debug: bool) -> None:
     """Log to stderr: what a person acts on, or with `debug` everything."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter(tracebacks=debug))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, _RECENT]
     root.setLevel(logging.WARNING)
     logging.getLogger("calnet").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -113,7 +113,7 @@ class Logins:
         event: dict[str, object] = {"approve_code": code, "say": f"waiting for approval; on the server: calnet.pyz admin nodes approve {code}"}
         url = daemon.control.login_url
         if url:
-            event = {"login_url": url, "code": code, "qr": qr_lines(url) if request.qr else []}
+            event = {"login_url": url, "user_code": daemon.control.user_code, "code": code, "qr": qr_lines(url) if request.qr else []}
         await emit(event)
         await daemon.until(lambda: daemon.control.standing != PENDING or not daemon.state.prefs.want_up, None)
         if daemon.control.standing != ACTIVE and daemon.control.standing != UNKNOWN:
@@ -152,6 +152,7 @@ class Logins:
             hostname=daemon.hostname(),
             os=daemon.machine.os,
             version=daemon.machine.version,
+            capabilities=daemon.machine.capabilities,
             auth_key=request.auth_key.strip(),
             routes=prefs.advertise_routes,
         )
@@ -163,7 +164,7 @@ class Logins:
         log.info("registered node_key_renewed=%s", daemon.state.keys.previous is not None)
         daemon.keys_changed()
         if isinstance(answer, control.State):
-            daemon.control.standing_changed(answer.state, answer.code, answer.login_url)
+            daemon.control.standing_changed(answer.state, answer.code, answer.login_url, answer.user_code)
         else:
             daemon.control.standing_changed(ACTIVE, "")
 

@@ -25,6 +25,7 @@ DEFAULT_STATE_DIR: Final = "/var/lib/calnet"
 DEFAULT_SOCKET: Final = "/run/calnet/calnet.sock"
 DEFAULT_TUN: Final = "calnet0"
 DEFAULT_MTU: Final = 1280
+"""At first: it is raised to what paths are found to take (paths/mtu.py)."""
 MIN_MTU: Final = 1280
 """IPv6's least (RFC 8200, section 5)."""
 MAX_MTU: Final = 9000
@@ -126,6 +127,7 @@ def make_socket_directory(path: Path) -> None:
 
 
 async def _serve(settings: Settings) -> int:
+    from calnet.crypto.aead import aes_is_faster
     from calnet.host.local_socket import LocalRequest, serve_local
     from calnet.host.netlink import MARK, KernelNetwork
     from calnet.host.nft import KernelNftables
@@ -139,6 +141,7 @@ async def _serve(settings: Settings) -> int:
     from calnet.roles.node.reporting import report_health
     from calnet.roles.node.state import StateDirectory
     from calnet.roles.node.underlay import fetch_server_key, websocket_dial
+    from calnet.tunnel.capabilities import AES, CHUNKS
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,18 +150,20 @@ async def _serve(settings: Settings) -> int:
     network, nft = KernelNetwork(), KernelNftables()
     with contextlib.closing(network):
         directory = StateDirectory(settings.state_dir, os.urandom)
-        setup = HostSetup(directory, network, nft, nft, settings.tun, settings.mtu)
-        opener = engine_opener(directory, tun=settings.tun, mtu=settings.mtu, clocks=clocks, random=os.urandom)
+        setup = HostSetup(directory, network, nft, nft, settings.tun)
+        machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if aes_is_faster(time.perf_counter) else ())))
+        opener = engine_opener(directory, tun=settings.tun, mtu=settings.mtu, clocks=clocks, random=os.urandom, capabilities=machine.capabilities)
         daemon = Daemon(
             directory,
             setup,
             opener,
             websocket_dial(MARK),
             lambda server: fetch_server_key(server, MARK),
-            machine=Machine(host_name()),
+            machine=machine,
             clocks=clocks,
             random=os.urandom,
             fixed_port=settings.port,
+            mark=MARK,
         )
         operations = Operations(daemon, Logins(daemon), settings.operator)
         try:

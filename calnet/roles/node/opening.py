@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from calnet.crypto.keys import RandomBytes
@@ -12,10 +12,13 @@ from calnet.host.netlink import MARK
 from calnet.host.tun import TunDevice, open_tun
 from calnet.host.udp import UdpTransport, open_udp
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
+from calnet.paths.explain import View
+from calnet.paths.mtu import ETHERNET
 from calnet.paths.paths import Paths
+from calnet.paths.way import Way
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.datapath import DataPath
-from calnet.roles.node.engine import EngineHost, Netcheck, OpenEngine, PeerStatus, PingAnswer
+from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Netcheck, OpenEngine, PeerStatus, PingAnswer
 from calnet.roles.node.state import Keys, StateDirectory
 from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
 from calnet.tunnel.tunnel import Tunnel
@@ -34,20 +37,28 @@ def super_packet_size(mtu: int) -> int:
 class RealEngine:
     """`engine.Engine` over a TUN device and a UDP port."""
 
-    def __init__(self, tun: TunDevice, udp: UdpTransport, tunnel: Tunnel, paths: Paths, path: DataPath, mtu: int) -> None:
+    def __init__(self, tun: TunDevice, udp: UdpTransport, tunnel: Tunnel, paths: Paths, path: DataPath) -> None:
         self._tun, self._udp, self._tunnel, self._paths, self._path = tun, udp, tunnel, paths, path
         self.port = udp.port
-        self.gso_max_size = super_packet_size(mtu) if tun.offloads.vnet_header else None
 
-    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
-        self._path.apply(netmap, accept_routes=accept_routes)
+    @property
+    def mtu(self) -> int:
+        return self._path.mtu
+
+    @property
+    def gso_max_size(self) -> int | None:
+        return super_packet_size(self._path.mtu) if self._tun.offloads.vnet_header else None
+
+    def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
+        self._paths.may_guess = guess_ports
+        self._path.apply(netmap, accept_routes=accept_routes, ways=ways)
 
     def set_identity(self, keys: Keys) -> None:
         self._tunnel.set_identity(keys.node, keys.previous)
         self._paths.set_identity(keys.node.public, keys.discovery)
 
-    def relayed(self, peer: NodeId, datagram: Buffer) -> None:
-        self._path.relayed(peer, datagram)
+    def relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
+        self._path.relayed(peer, datagrams)
 
     def relay_connected(self, connected: bool) -> None:
         self._path.relay_connected(connected)
@@ -58,20 +69,30 @@ class RealEngine:
     def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
         self._path.network_changed(endpoints)
 
+    def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        self._path.mapped_endpoints(endpoints)
+
     def stun_servers(self, servers: Iterable[Endpoint]) -> None:
         self._path.stun_servers(servers)
 
     async def ping(self, peer: NodeId, timeout_s: float) -> PingAnswer:
         return await self._path.ping(peer, timeout_s)
 
+    async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
+        return await self._path.why(peer, timeout_s)
+
     def peer_status(self, peer: NodeId) -> PeerStatus:
         return self._path.peer_status(peer)
 
-    def netcheck(self) -> Netcheck:
+    async def netcheck(self, timeout_s: float) -> Netcheck:
+        hairpin = await self._path.hairpin(timeout_s)
         seen = self._paths.reflexive()
         ipv4 = next((endpoint for endpoint in seen if ":" not in endpoint.host), None)
         ipv6 = next((endpoint for endpoint in seen if ":" in endpoint.host), None)
-        return Netcheck(ipv4, ipv6, self._paths.mapping())
+        return Netcheck(ipv4, ipv6, self._paths.mapping(), hairpin)
+
+    def figures(self) -> Figures:
+        return Figures(self._path.dropped, dict(self._path.path_changes))
 
     def close(self) -> None:
         self._path.close()
@@ -79,7 +100,7 @@ class RealEngine:
         self._tun.close()
 
 
-def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes) -> OpenEngine:
+def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes, capabilities: tuple[str, ...]) -> OpenEngine:
     """What the daemon opens its data path with."""
 
     def open_engine(port: int, host: EngineHost) -> RealEngine:
@@ -92,7 +113,7 @@ def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Cloc
         keys, stamps = directory.state.keys, directory.stamps
         tunnel = Tunnel(keys.node, random=random, previous=keys.previous)
         tunnel.load_timestamps(stamps.accepted, stamps.sent)
-        paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random)
+        paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random, mtu=max(mtu, ETHERNET))
         path = DataPath(
             loop=asyncio.get_running_loop(),
             tun=device,
@@ -102,9 +123,12 @@ def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Cloc
             host=host,
             monotonic=clocks.elapsed,
             wall=host.now,
+            random=random,
             mtu=mtu,
+            more_udp=lambda: open_udp(0, mark=MARK),
+            capabilities=capabilities,
         )
         path.start()
-        return RealEngine(device, udp, tunnel, paths, path, mtu)
+        return RealEngine(device, udp, tunnel, paths, path)
 
     return open_engine

@@ -23,16 +23,22 @@ from calnet.errors import (
 )
 from calnet.host.local_socket import LocalRequest
 from calnet.host.probes import clean_name
+from calnet.model import NodeId
 from calnet.roles.node import overview
 from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.login import Logins, UpRequest
+from calnet.roles.node.reports import bug_report, metrics_text
 from calnet.roles.node.routes import check_advertised
 from calnet.roles.node.state import Pin, Prefs
 from calnet.roles.node.status import find_peer, whois_document
+from calnet.roles.node.why import why_document
 
 MAX_PINGS: Final = 1_000_000
 PING_INTERVAL_S: Final = 1.0
 PROBING_INTERVAL_S: Final = 0.2
+WHY_PATIENCE_S: Final = 2.0
+HAIRPIN_PATIENCE_S: Final = 1.0
+"""How long the other end may take to tell its view."""
 PROBING_PATIENCE_S: Final = 2.0
 """While a direct path is waited for, an answer that is later than this counts as lost."""
 
@@ -52,6 +58,7 @@ class Operations:
             "ping": self._ping,
             "whois": self._whois,
             "netcheck": self._netcheck,
+            "why": self._why,
             "wait": self._wait,
             "version": self._version,
             "get": self._get,
@@ -63,13 +70,15 @@ class Operations:
             "logout": self._logout,
             "set": self._set,
         }
+        self._private: dict[str, Operation] = {"metrics": self._metrics, "bugreport": self._bugreport}
+        """They change nothing, and tell what other users of this machine need not know."""
 
     async def handle(self, request: LocalRequest) -> object:
         """The result of one request. Raises the CalnetError that its caller sees."""
         reading = self._reading.get(request.op)
         if reading is not None:
             return await reading(request)
-        writing = self._writing.get(request.op)
+        writing = self._writing.get(request.op) or self._private.get(request.op)
         if writing is None:
             raise UsageError(f"this daemon knows no operation {request.op[:40]!r}; is it of another version?")
         if not self.may_change(request.uid):
@@ -110,6 +119,9 @@ class Operations:
             "advertise_routes": list(prefs.advertise_routes),
             "accept_routes": prefs.accept_routes,
             "snat_routes": prefs.snat_routes,
+            "guess_ports": prefs.guess_ports,
+            "map_ports": prefs.map_ports,
+            "paths": self._named_ways(prefs),
             "operator": prefs.operator or self._operator or None,
             "port": prefs.port or None,
             "pinned": [pin.name for pin in prefs.pins],
@@ -117,17 +129,33 @@ class Operations:
 
     async def _netcheck(self, request: LocalRequest) -> Json:
         daemon = self._daemon
-        found = None if daemon.engine is None else daemon.engine.netcheck()
         relay_rtt = await daemon.relay.measure()
+        found = None if daemon.engine is None else await daemon.engine.netcheck(HAIRPIN_PATIENCE_S)
         return {
             "udp": found is not None and (found.ipv4 is not None or found.ipv6 is not None),
             "ipv4": None if found is None or found.ipv4 is None else str(found.ipv4),
             "ipv6": None if found is None or found.ipv6 is None else str(found.ipv6),
             "mapping": "unknown" if found is None else found.mapping,
-            "port_mapping": [],
+            "hairpin": None if found is None else found.hairpin,
+            "port_mapping": [] if daemon.mapper.lease is None else [daemon.mapper.lease.protocol],
             "relay_rtt_ms": None if relay_rtt is None else round(relay_rtt * 1000, 2),
             "server_reachable": daemon.control.connected,
         }
+
+    async def _metrics(self, request: LocalRequest) -> Json:
+        return {"text": metrics_text(self._daemon)}
+
+    async def _bugreport(self, request: LocalRequest) -> Json:
+        return await bug_report(self._daemon)
+
+    async def _why(self, request: LocalRequest) -> Json:
+        """Why the path to a peer is what it is, as both ends see it."""
+        daemon = self._daemon
+        peer = find_peer(daemon.control.netmap, _text(request.args, "peer", ""))
+        if daemon.engine is None:
+            raise UnreachableError("this node is down: `calnet up` first")
+        here, there = await daemon.engine.why(peer.id, WHY_PATIENCE_S)
+        return why_document(peer, here, there)
 
     async def _wait(self, request: LocalRequest) -> Json:
         daemon, timeout = self._daemon, _seconds(request.args, "timeout_s", None)
@@ -261,10 +289,18 @@ class Operations:
         snat = _flag(args, "snat_routes")
         if snat is not None:
             prefs = replace(prefs, snat_routes=snat)
+        guess = _flag(args, "guess_ports")
+        if guess is not None:
+            prefs = replace(prefs, guess_ports=guess)
         if operator is not None:
             if operator and _uid_of(operator) is None:
                 raise InvalidError(f"there is no user {operator!r} on this machine")
             prefs = replace(prefs, operator=operator)
+        mapping = _flag(args, "map_ports")
+        if mapping is not None:
+            prefs = replace(prefs, map_ports=mapping)
+        for wish in _texts(args, "path") or ():
+            prefs = replace(prefs, ways=self._changed_ways(prefs, wish))
         pin, unpin = _text(args, "pin", None), _text(args, "unpin", None)
         if pin:
             peer = find_peer(self._daemon.control.netmap, pin)
@@ -276,6 +312,20 @@ class Operations:
                 raise InvalidError(f"{unpin!r} is not pinned; pinned are: {', '.join(other.name for other in prefs.pins) or 'none'}")
             prefs = replace(prefs, pins=kept)
         return prefs
+
+    def _changed_ways(self, prefs: Prefs, wish: str) -> tuple[tuple[int, str], ...]:
+        """`PEER=auto|relay|direct`."""
+        name, equals, way = wish.rpartition("=")
+        if not equals or way not in ("auto", "relay", "direct"):
+            raise InvalidError(f"{wish!r}: write PEER=auto, PEER=relay or PEER=direct")
+        peer = find_peer(self._daemon.control.netmap, name)
+        kept = tuple(other for other in prefs.ways if other[0] != peer.id)
+        return kept if way == "auto" else (*kept, (peer.id, way))
+
+    def _named_ways(self, prefs: Prefs) -> Json:
+        netmap = self._daemon.control.netmap
+        names = {} if netmap is None else {peer.id: peer.name for peer in netmap.peers}
+        return {names.get(NodeId(peer), str(peer)): way for peer, way in prefs.ways}
 
 
 def _uid_of(name: str) -> int | None:

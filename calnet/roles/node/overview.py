@@ -7,7 +7,7 @@ import asyncio
 from calnet.host.probes import forwarding_off
 from calnet.roles.node.daemon import Daemon
 from calnet.roles.node.health import Facts, HealthLine, health
-from calnet.roles.node.routes import Finding
+from calnet.roles.node.routes import Finding, rerouted
 from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_document
 
 
@@ -18,6 +18,7 @@ def health_lines(daemon: Daemon) -> list[HealthLine]:
     findings = daemon.notices.findings()
     if up:
         findings += [*daemon.trust_findings, *daemon.setup.findings]
+        findings += rerouted(() if daemon.trusted is None else daemon.trusted.peers, lambda peer: daemon.peer_status(peer).carries)
     if daemon.control.standing == "disabled":
         findings.append(Finding("disabled", "an admin disabled this node"))
     return health(

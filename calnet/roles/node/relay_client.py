@@ -3,7 +3,7 @@
 Theory of operation. `send` copies datagrams into the queue and returns; the writer packs what waits into frames of at most 64 KiB as fast as the socket takes
 them. Where it takes less than comes, the oldest go: fresh packets are worth more than late ones. `run` connects anew for ever, with jittered backoff.
 
-Error contract. Whatever the relay sends ends the connection at worst, never the client.
+Error contract. Whatever the relay sends, and whatever goes wrong here with it, ends the connection at worst, never the client.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, Protocol, assert_never
 
 from calnet.crypto.keys import PrivateKey, RandomBytes
-from calnet.errors import CalnetError, ProtocolError, UnreachableError
+from calnet.errors import ProtocolError, UnreachableError
 from calnet.model import Buffer
 from calnet.roles.node.together import together
 from calnet.roles.node.underlay import Dial, MessageSocket, Reconnecting
@@ -29,6 +31,12 @@ FRAME_TARGET: Final = 60_000
 """Datagram bytes gathered for one round of frames."""
 OPENING_TIMEOUT_S: Final = 15.0
 MEASURE_TIMEOUT_S: Final = 3.0
+ASK_AFTER_S: Final = 0.8
+"""Data went and nothing came for so long: the relay is asked whether it is there…"""
+ANSWER_S: Final = 1.2
+"""…and taken for dead after so long. TCP itself would try for minutes."""
+ANSWER_AFTER_CHANGE_S: Final = 0.6
+"""The same where the network changed: the connection's own address may be gone, or no longer lead there."""
 
 
 class RelayEvents(Protocol):
@@ -37,8 +45,11 @@ class RelayEvents(Protocol):
     def relay_connected(self, connected: bool, reason: str) -> None:
         """The relay can be used; or not, and why."""
 
-    def relayed(self, sender: bytes, datagram: memoryview) -> None:
-        """A datagram of the peer with this node key. The view is valid during the call."""
+    def relay_stalled(self) -> None:
+        """The connection stands, and gives no sign of life where one is due: another one should be tried beside it."""
+
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
+        """Datagrams of the peer with this node key, in order. The views are valid during the call."""
 
 
 class RelayClient:
@@ -57,25 +68,22 @@ class RelayClient:
         self._reconnecting = Reconnecting(random)
         self._pings: dict[bytes, tuple[float, asyncio.Future[float]]] = {}
         self._last_heard = self._last_sent = 0.0
+        self._doubt: asyncio.TimerHandle | None = None
+        """Runs from the first data that went without anything coming since."""
         self.connected = False
         self.dropped = 0
         """Datagrams that were too many for the connection."""
 
     async def run(self) -> None:
         """Stay connected until cancelled, or `end_with_connection` was called and it ended."""
-        await self._reconnecting.run(self._one)
-
-    async def _one(self) -> None:
-        try:
-            await self._connection()
-        except CalnetError as error:
-            self._events.relay_connected(False, str(error))
-        finally:
-            self.connected = False
+        await self._reconnecting.run(self._connection, lambda error: self._events.relay_connected(False, str(error)))
 
     def reconnect_now(self) -> None:
-        """Don't wait for the backoff: the network changed."""
+        """Don't wait for the backoff: the network changed. A connection that stands is asked whether it does."""
         self._reconnecting.now()
+        if self.connected:
+            self._trust()
+            self._ask(min(ANSWER_S, ANSWER_AFTER_CHANGE_S))
 
     def end_with_connection(self) -> None:
         """Make no further connection: `run` returns when this one ends."""
@@ -128,6 +136,7 @@ class RelayClient:
             await together(self._write(socket), self._read(socket), self._keep_alive())
         finally:
             self.connected = False
+            self._trust()
             await socket.close()
 
     async def _open(self, socket: MessageSocket) -> None:
@@ -157,7 +166,10 @@ class RelayClient:
             self._waiting_bytes -= gathered
             if not self._waiting and not self._control:
                 self._something.clear()
-            for frame in encoder.take():
+            frames = encoder.take()
+            if frames and self._doubt is None:
+                self._doubt = loop.call_later(ASK_AFTER_S, self._ask)
+            for frame in frames:
                 await socket.send(frame)
             self._last_sent = loop.time()
 
@@ -166,10 +178,11 @@ class RelayClient:
         while True:
             frame = decoder.decode(await socket.receive())
             self._last_heard = loop.time()
+            self._trust()
             match frame:
                 case relay.Data():
-                    for sender, datagram in frame.datagrams:
-                        self._events.relayed(sender, datagram)
+                    for sender, run in groupby(frame.datagrams, key=itemgetter(0)):
+                        self._events.relayed(sender, [datagram for _, datagram in run])
                 case relay.Ping():
                     self._control.append(relay.pong_frame(frame.token))
                     self._something.set()
@@ -181,6 +194,18 @@ class RelayClient:
                     pass
                 case _:
                     assert_never(frame)
+
+    def _trust(self) -> None:
+        """It gave a sign of life (or there is no connection)."""
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
+
+    def _ask(self, within_s: float | None = None) -> None:
+        """Any sign of life answers, `within_s` (default ANSWER_S)."""
+        self._control.append(relay.ping_frame(self._random(relay.TOKEN_SIZE)))
+        self._something.set()
+        self._doubt = asyncio.get_running_loop().call_later(ANSWER_S if within_s is None else within_s, self._events.relay_stalled)
 
     def _pong(self, token: bytes, now: float) -> None:
         sent = self._pings.get(token)

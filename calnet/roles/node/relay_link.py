@@ -29,8 +29,8 @@ class RelayUser(Protocol):
     def relay_changed(self, connected: bool) -> None:
         """The relay can be used now, or no more."""
 
-    def relayed(self, sender: bytes, datagram: memoryview) -> None:
-        """A datagram of the peer with this node key. The view is valid during the call."""
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
+        """Datagrams of the peer with this node key, in order. The views are valid during the call."""
 
 
 class _Leg:
@@ -50,8 +50,11 @@ class _Leg:
     def relay_connected(self, connected: bool, reason: str) -> None:
         self.link.leg_changed(self, connected, reason)
 
-    def relayed(self, sender: bytes, datagram: memoryview) -> None:
-        self.link.user.relayed(sender, datagram)
+    def relay_stalled(self) -> None:
+        self.link.leg_stalled(self)
+
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
+        self.link.user.relayed(sender, datagrams)
 
 
 class RelayLink:
@@ -64,6 +67,8 @@ class RelayLink:
         self._leg: _Leg | None = None
         self._next: _Leg | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled = False
+        """The successor is there because the connection gave no sign of life: should that end, nothing serves."""
         self._down_since: float | None = None
         self.reason = ""
 
@@ -91,14 +96,24 @@ class RelayLink:
             self, node_key, lambda leg: RelayClient(self._url, self._server_key, node_key, dial=self._dial, events=leg, random=self._random, clock=self._clock)
         )
 
+    def leg_stalled(self, leg: _Leg) -> None:
+        """A connection gives no sign of life. It goes on, in case it does, until a second one takes its place."""
+        if leg is self._leg and self._next is None:
+            log.warning("relay_stalled url=%s", shown(self._url))
+            leg.client.end_with_connection()
+            self._stalled = True
+            self._next = self._new_leg(leg.key)
+
     def leg_changed(self, leg: _Leg, connected: bool, reason: str) -> None:
         """A client's event. The successor is the one as soon as it is connected, or the old connection ends: the relay says the latter a moment earlier."""
         if self._next is not None and (leg is self._next) == connected:
             if self._leg is not None:
                 self._leg.stop()
             self._leg, self._next = self._next, None
-            if not connected:
+            stalled, self._stalled = self._stalled, False
+            if not connected and not stalled:
                 return
+            leg = self._leg
         if leg is not self._leg:
             return
         if connected:
@@ -112,7 +127,7 @@ class RelayLink:
         self.user.relay_changed(connected)
 
     def leg_ended(self, task: asyncio.Task[None]) -> None:
-        """A client's task ended: cancelled, or by a defect."""
+        """A client's task ended: cancelled, or by a defect that should have cost a connection alone."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task_failed task=relay error=%r", error, exc_info=error)
 
@@ -125,6 +140,7 @@ class RelayLink:
                 leg.stop()
         was = self._leg is not None
         self._leg = self._next = self._timer = self._down_since = None
+        self._stalled = False
         self._url, self._server_key = "", b""
         if was:
             self.user.relay_changed(False)

@@ -7,13 +7,13 @@ an exit node (not there yet), a pinned peer's key may not change (attacks 26 and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Final
 
 from calnet.errors import InvalidError, ProtocolError
-from calnet.model import Address, Netmap, Peer, PeerKind, Prefix
+from calnet.model import Address, Netmap, NodeId, Peer, PeerKind, Prefix
 from calnet.roles.node.state import Pin
 from calnet.wire.control import MAX_ROUTES
 from calnet.wire.endpoints import overlaps
@@ -162,6 +162,28 @@ def _overlay_routes(netmap: Netmap, subnets: tuple[Prefix, ...]) -> tuple[list[P
 
 def _covers(outer: Prefix, inner: Prefix) -> bool:
     return outer.version == inner.version and outer.prefixlen <= inner.prefixlen and inner.network_address in outer
+
+
+def routers_of(peers: Iterable[Peer]) -> dict[Prefix, tuple[NodeId, ...]]:
+    """Who may route each prefix that somebody routes now: the server's choice first, then the others in the netmap's order."""
+    known = [peer for peer in peers if peer.kind is PeerKind.CALNET]
+    routers: dict[Prefix, dict[NodeId, None]] = {}
+    for peer in known:
+        for route in peer.routes:
+            routers.setdefault(route, {})[peer.id] = None
+    for peer in known:
+        for route in peer.backup_routes:
+            if route in routers:
+                routers[route][peer.id] = None
+    return {route: tuple(order) for route, order in routers.items()}
+
+
+def rerouted(peers: Iterable[Peer], carries: Callable[[NodeId], tuple[Prefix, ...]]) -> list[Finding]:
+    """The prefixes that a router carries for this node in the place of the server's choice."""
+    table = tuple(peers)
+    chosen = {route: peer.name for peer in reversed(table) for route in peer.routes}
+    moved = ((route, peer) for peer in table for route in carries(peer.id) if route not in peer.routes and route in chosen)
+    return [Finding("router-silent", f"{route} is reached through {peer.name}: its router {chosen[route]} did not answer") for route, peer in moved]
 
 
 def check_advertised(texts: Iterable[str], overlay: Iterable[Prefix] = ()) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import os
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -76,6 +76,12 @@ class Prefs:
     pins: tuple[Pin, ...] = ()
     snat_routes: bool = True
     """As a router, send to advertised networks by this machine's own address; without it they need a route back to the overlay."""
+    map_ports: bool = True
+    """Ask the router for a port that leads to ours (port_mapping.py)."""
+    ways: tuple[tuple[int, str], ...] = ()
+    """(peer's id, `relay` or `direct`): what is wanted of a path instead of the best."""
+    guess_ports: bool = True
+    """Where a NAT gives each destination another port, find a direct path by guessing (paths/spray.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,9 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     advertise_routes: list[str] = []
     accept_routes: bool = False
     snat_routes: bool = True
+    guess_ports: bool = True
+    map_ports: bool = True
+    ways: list[tuple[int, Literal["relay", "direct"]]] = []
     operator: str = ""
     port: int = 0
     pins: list[_PinDocument] = []
@@ -154,6 +163,9 @@ def encode_state(state: NodeState) -> bytes:
         advertise_routes=list(prefs.advertise_routes),
         accept_routes=prefs.accept_routes,
         snat_routes=prefs.snat_routes,
+        guess_ports=prefs.guess_ports,
+        map_ports=prefs.map_ports,
+        ways=list(prefs.ways),  # type: ignore[arg-type]  # checked when it was set
         operator=prefs.operator,
         port=prefs.port,
         pins=[_PinDocument(pin.id, pin.name, list(pin.addresses), encode_key(pin.node_key)) for pin in prefs.pins],
@@ -186,6 +198,9 @@ def _state_of(document: _Document) -> NodeState:
         advertise_routes=tuple(document.advertise_routes),
         accept_routes=document.accept_routes,
         snat_routes=document.snat_routes,
+        guess_ports=document.guess_ports,
+        map_ports=document.map_ports,
+        ways=tuple(document.ways),
         operator=document.operator,
         port=document.port,
         pins=tuple(Pin(pin.id, pin.name, tuple(pin.addresses), decode_key(pin.node_key)) for pin in document.pins),

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import os
 import re
 import socket
@@ -21,15 +22,17 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from calnet.crypto.keys import RandomBytes, decode_key
-from calnet.errors import InvalidError, ProtocolError, UnreachableError
+from calnet.errors import CalnetError, InvalidError, ProtocolError, UnreachableError
 from calnet.model import Endpoint
 from calnet.wire.endpoints import is_candidate
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 10.0
 STAGGER_S: Final = 0.25
 """Next address of a host after so long without a connection (RFC 8305)."""
 MAX_ADDRESSES: Final = 8
-STABLE_S: Final = 30.0
+STABLE_S: Final = 5.0
 """A connection that lasted so long starts the backoff anew."""
 CONTROL_PATH: Final = "/control/ws"
 KEY_PATH: Final = "/control/key"
@@ -303,6 +306,8 @@ def _get(connection: socket.socket, server: Server) -> tuple[int, bytes]:
 class Reconnecting:
     """Makes a connection again and again, with jittered backoff; one that lasted for STABLE_S starts the backoff anew.
 
+    This is the boundary that a defect does not pass: one that ends a connection, or arises in telling that it ended, is logged, and the next connection made.
+
     Whoever is done with it calls `stop` and then cancels the task that runs it: a connection that breaks at that moment would swallow the cancel.
     """
 
@@ -311,14 +316,28 @@ class Reconnecting:
         self._wake = asyncio.Event()
         self.stopped = False
 
-    async def run(self, connection: Callable[[], Awaitable[None]]) -> None:
-        """Await `connection()` until cancelled or stopped. It raises only what is a defect: how a connection ended is its own to tell."""
+    async def run(self, connection: Callable[[], Awaitable[None]], lost: Callable[[CalnetError], None]) -> None:
+        """Await `connection()` until cancelled or stopped; `lost` hears why each one ended."""
         attempt, loop = 0, asyncio.get_running_loop()
         while not self.stopped:
             started = loop.time()
-            await connection()
+            try:
+                await connection()
+            except CalnetError as error:
+                self._tell(lost, error)
+            except Exception as error:
+                log.error("connection_failed error=%r", error, exc_info=error)
+                self._tell(
+                    lost, UnreachableError(f"the connection was ended by a defect of Calnet ({type(error).__name__}): please report it with the daemon's log")
+                )
             attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
             await self._pause(backoff(max(0, attempt - 1), self._random(1)[0] / 256))
+
+    def _tell(self, lost: Callable[[CalnetError], None], error: CalnetError) -> None:
+        try:
+            lost(error)
+        except Exception as defect:
+            log.error("connection_failed error=%r", defect, exc_info=defect)
 
     async def _pause(self, seconds: float) -> None:
         if self.stopped:
@@ -338,6 +357,10 @@ class Reconnecting:
         self._wake.set()
 
 
-def backoff(attempt: int, fraction: float, limit: float = 30.0) -> float:
-    """Seconds before reconnection number `attempt` (0 is the first): doubling from 0.5 s, `limit` at most, jittered to 50-100 % by `fraction` in [0, 1)."""
-    return min(limit, 0.5 * float(1 << min(attempt, 16))) * (0.5 + fraction / 2)
+def backoff(attempt: int, fraction: float) -> float:
+    """Seconds before reconnection number `attempt` (0 is the first), jittered to 50-100 % by `fraction` in [0, 1).
+
+    0.5, 1, then 2 s eight times (a server that restarts is found soon after it is back), then doubling, 30 s at most.
+    """
+    doublings = min(attempt, 2) + min(max(0, attempt - 9), 4)
+    return min(30.0, 0.5 * float(1 << doublings)) * (0.5 + fraction / 2)

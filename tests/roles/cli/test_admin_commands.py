@@ -13,10 +13,13 @@ from random import Random
 
 import pytest
 
+from calnet.roles.cli import rest
 from calnet.roles.cli.admin_parser import ARCHIVES, NOUNS, ROUTES
 from calnet.roles.cli.admin_verbs import VERBS
+from calnet.store.interface import UserRecord
+from calnet.store.opening import open_store
 from tests.roles.cli.daemon import Cli, Outcome
-from tests.roles.server.registries import Machine, done
+from tests.roles.server.registries import Machine, Office, done
 from tests.roles.server.running import Running, running
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,6 +130,23 @@ def test_routes_approve_warns_of_a_route_that_is_not_advertised(admin: Admin, no
     assert "192.168.1.0/32" not in admin("nodes", "routes", "list").out
 
 
+def test_routes_that_overlap_another_nodes_are_shown_and_warned_of(admin: Admin, node: str, server: Running) -> None:
+    key = done(server.registry.create_key(tags=("tag:web",)))["key"]
+    other = done(server.registry.register(Machine(Random(77), "wide").request(key, ("192.168.0.0/16", "10.0.0.0/8")))).node
+    assert "overlaps" not in admin("nodes", "routes", "approve", "wide", "192.168.0.0/16", "10.0.0.0/8").err
+    told = admin("nodes", "routes", "approve", node, "192.168.1.0/24")
+    assert (told.code, told.err.count("overlaps")) == (0, 1)
+    assert "192.168.1.0/24 overlaps 192.168.0.0/16 of wide: where both hold an address, the longer prefix wins" in told.err
+    shown = [line.split() for line in admin("nodes", "routes", "list").out.splitlines()]
+    assert shown[0][-1] == "OVERLAPS"
+    assert {line[2]: " ".join(line[7:]) for line in shown[1:]} == {
+        "192.168.1.0/24": "192.168.0.0/16 of wide",
+        "192.168.0.0/16": f"192.168.1.0/24 of {node}",
+        "10.0.0.0/8": "-",
+    }
+    done(server.registry.delete_node(str(other)))
+
+
 def test_policy_is_checked_compared_set_tested_asked_and_reset(admin: Admin, node: str, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.hujson", tmp_path / "bad.hujson"
     good.write_text(POLICY)
@@ -169,8 +189,53 @@ def test_token_opens_the_api_by_url_and_not_once_revoked(admin: Admin, cli: Cli,
 def test_settings_are_shown_as_they_are_set(admin: Admin) -> None:
     assert admin("settings", "set", "node_key_lifetime_s=90d", "require_approval=true").code == 0
     assert admin("settings", "show").out == "node_key_lifetime_s=7776000.0\nrequire_approval=yes\n"
-    assert admin("settings", "set", "color=red").code == 1
+    assert admin("settings", "set", "color=red").code == 2
+    assert admin("settings", "set", "color=yes").code == 1
     assert admin("settings", "set", "node_key_lifetime_s=180d", "require_approval=false").code == 0
+
+
+@pytest.mark.parametrize(("text", "value"), [("yes", "yes"), ("true", "yes"), ("Yes", "yes"), ("no", "no"), ("false", "no"), ("NO", "no")])
+def test_settings_are_taken_as_they_are_shown(admin: Admin, text: str, value: str) -> None:
+    assert admin("settings", "set", f"require_approval={text}").code == 0
+    assert f"require_approval={value}\n" in admin("settings", "show").out
+    shown = admin("settings", "show").out.split()
+    assert admin("settings", "set", *shown).code == 0
+    assert admin("settings", "show").out.split() == shown
+    assert admin("settings", "set", "require_approval=no").code == 0
+
+
+@pytest.mark.parametrize("word", ["require_approval=maybe", "require_approval=", "require_approval=1", "node_key_lifetime_s=soon", "node_key_lifetime_s=yes"])
+def test_setting_that_can_not_be_says_what_can(admin: Admin, word: str) -> None:
+    outcome = admin("settings", "set", word)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "write" in outcome.err
+
+
+def test_tagging_with_nothing_is_refused_and_the_help_says_how_to_untag(admin: Admin, node: str) -> None:
+    assert admin("nodes", "tag", node).code == 2
+    text = " ".join(admin("nodes", "tag", "--help").out.split())
+    assert "none for none" not in text
+    assert "approve NODE --user USER" in text
+
+
+def test_audit_lists_as_many_as_are_asked_for(admin: Admin, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(admin.json("audit", "list", "--limit", "5000")) == server.registry.newest_audit()  # type: ignore[arg-type]
+    monkeypatch.setattr(rest, "PAGE", 3)
+    for limit in (1, 3, 4, 7):
+        rows = admin.json("audit", "list", "--limit", str(limit))
+        newest = server.registry.newest_audit()
+        assert [row["seq"] for row in rows] == list(range(newest, max(0, newest - limit), -1))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", ["check", "set", "diff", "test"])
+def test_policy_that_is_too_long_is_refused_and_not_cut(admin: Admin, tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "long.hujson"
+    file.write_text('{"acls": []}\n' + "// more\n" * (512 * 1024 // 8) + "nonsense")
+    outcome = admin("policy", verb, str(file))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "too long for a policy: at most 524288 characters" in outcome.err
+    file.write_text('{"acls": []}' + " " * (512 * 1024 - 12))
+    assert admin("policy", "check", str(file)).code == 0
 
 
 def test_audit_names_who_what_before_and_after(admin: Admin) -> None:
@@ -200,6 +265,57 @@ def test_backup_is_private_and_restores_what_was(admin: Admin, tmp_path: Path) -
     file.write_bytes(b"not an archive")
     assert admin("restore", str(file), "--yes").code == 1
     assert "before" in admin("users", "list").out
+
+
+def a_store(directory: Path, *users: str) -> None:
+    """A store whose server has stopped."""
+    office = Office(directory)
+    for user in users:
+        done(office.registry.create_user(user))
+    office.registry.close()
+
+
+def users_in(directory: Path, kind: str = "kv") -> list[str]:
+    store = open_store(kind, directory)
+    try:
+        return sorted(record.name for record in store.load()[1] if isinstance(record, UserRecord))
+    finally:
+        store.close()
+
+
+def test_archives_need_no_server(cli: Cli, tmp_path: Path) -> None:
+    here, new, file = tmp_path / "here", tmp_path / "new", tmp_path / "backup"
+    a_store(here, "anna")
+    outcome = cli("admin", "--state-dir", str(here), "backup", str(file))
+    assert outcome.code == 0, outcome.err
+    assert "no server runs" in outcome.err
+    assert file.stat().st_mode & 0o777 == 0o600
+    for words, kind in ((("import", str(file), "--store", "sqlite"), "sqlite"), (("restore", str(file), "--yes"), "sqlite")):
+        assert cli("admin", "--state-dir", str(new), *words).code == 0
+        assert users_in(new, kind) == ["admin", "anna"]
+    assert cli("admin", "--state-dir", str(here), "import", str(file)).code == 1  # there is something to lose
+    assert cli("admin", "--state-dir", str(here), "restore", str(file)).code == 2  # without --yes
+    assert users_in(here) == ["admin", "anna"]
+
+
+def test_archive_of_nothing_is_refused_and_makes_nothing(cli: Cli, tmp_path: Path) -> None:
+    nowhere, file = tmp_path / "nowhere", tmp_path / "backup"
+    outcome = cli("admin", "--state-dir", str(nowhere), "backup", str(file))
+    assert outcome.code != 0
+    assert "--state-dir" in outcome.err
+    file.write_bytes(b"no archive")
+    assert cli("admin", "--state-dir", str(nowhere), "restore", str(file), "--yes").code != 0
+    assert not nowhere.exists()
+    assert cli("admin", "--socket", str(tmp_path / "admin.sock"), "backup", str(file)).code == 3  # the socket is named: its server is meant
+
+
+def test_store_that_a_server_uses_is_left_alone(cli: Cli, tmp_path: Path) -> None:
+    with running(tmp_path / "state") as server:
+        server.socket.unlink()
+        outcome = cli("admin", "--state-dir", str(tmp_path / "state"), "backup", str(tmp_path / "file"))
+        assert outcome.code != 0
+        assert "another server uses" in outcome.err
+    assert not (tmp_path / "file").exists()
 
 
 def test_socket_is_in_the_state_directory(cli: Cli, server: Running) -> None:

@@ -88,6 +88,13 @@ def test_up_shows_the_approval_to_run_and_the_url_to_open(cli: Cli, tmp_path: Pa
     assert "almost" in outcome.err
 
 
+def test_up_shows_the_code_to_enter_at_the_login(cli: Cli, tmp_path: Path) -> None:
+    events = [{"login_url": "https://a/login", "user_code": "ABC-123"}, {"login_url": "https://b/login?code=X", "user_code": ""}]
+    with scripted(tmp_path, {"up": [*events, {"state": "running"}]}) as daemon:
+        said = cli("up", "--socket", str(daemon.socket)).err.splitlines()
+    assert said[:3] == ["to log in, open: https://a/login", "and enter the code: ABC-123", "to log in, open: https://b/login?code=X"]
+
+
 def test_up_json_prints_the_state(cli: Cli, tmp_path: Path) -> None:
     with scripted(tmp_path, {"up": [{"say": "x"}, {"state": "running"}]}) as daemon:
         assert json.loads(cli("up", "--socket", str(daemon.socket), "--json").out) == {"state": "running"}
@@ -218,3 +225,39 @@ def test_version_names_the_daemons_too(cli: Cli, tmp_path: Path) -> None:
         assert "daemon: 9.9" in cli("version", "--socket", str(daemon.socket)).out
         assert json.loads(cli("version", "--socket", str(daemon.socket), "--json").out)["daemon"] == "9.9"
     assert "daemon: not running" in cli("version", "--socket", str(tmp_path / "none")).out
+
+
+WHY = {
+    "peer": "bob",
+    "path": "relay",
+    "why": "by relay: both NATs give each destination another port",
+    "advice": ["forward a UDP port"],
+    "here": {
+        "path": "relay",
+        "udp": True,
+        "relay": True,
+        "mapping": "address-and-port-dependent",
+        "guess_ports": True,
+        "map_ports": True,
+        "candidates": [
+            {"endpoint": "203.0.113.2:5", "outcome": "no answer", "rtt_ms": None},
+            {"endpoint": "192.168.2.2:5", "outcome": "answers", "rtt_ms": 1.5},
+        ],
+    },
+    "there": None,
+}
+
+
+def test_why_tells_both_views_and_what_would_help(cli: Cli, tmp_path: Path) -> None:
+    with scripted(tmp_path, {"why": WHY}) as daemon:
+        outcome = cli("why", "bob", "--socket", str(daemon.socket))
+        assert json.loads(cli("why", "bob", "--json", "--socket", str(daemon.socket)).out) == WHY
+    assert outcome.out.splitlines() == [
+        "bob: by relay: both NATs give each destination another port",
+        "  here: NAT mapping address-and-port-dependent, UDP works, relay connected",
+        "    203.0.113.2:5  no answer",
+        "    192.168.2.2:5  answers    1.5 ms",
+        "  there: no answer",
+        "  what would help: forward a UDP port",
+    ]
+    assert daemon.asked[0] == ("why", {"peer": "bob"})

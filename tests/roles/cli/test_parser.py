@@ -145,7 +145,7 @@ def test_admin_flags_may_stand_before_the_noun_or_after_the_verb() -> None:
     assert settled("admin", "--socket", "/a", "users", "list").socket == "/a"
     assert settled("admin", "users", "list", "--socket", "/a").socket == "/a"
     assert settled("admin", "nodes", "routes", "approve", "bob", "10.0.0.0/8", "fd01::/64").routes == ["10.0.0.0/8", "fd01::/64"]
-    assert settled("admin", "nodes", "tag", "bob").tags == []
+    assert settled("admin", "nodes", "tag", "bob", "tag:a", "tag:b").tags == ["tag:a", "tag:b"]
 
 
 def test_errors_of_the_parser_are_calnets() -> None:

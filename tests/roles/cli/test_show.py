@@ -34,6 +34,11 @@ def test_status_line_of_a_relayed_peer() -> None:
     assert line_of(path="relay") == "100.70.0.2  bob  admin@  linux  active; relay, tx 1234 rx 5678"
 
 
+def test_status_line_of_a_peer_whose_path_was_left_says_why() -> None:
+    line = line_of(path="relay", path_note="UDP is throttled\nhere")
+    assert line == "100.70.0.2  bob  admin@  linux  active; relay (UDP is throttled\\nhere), tx 1234 rx 5678"
+
+
 def test_status_line_of_an_idle_peer() -> None:
     assert line_of(path="none") == "100.70.0.2  bob  admin@  linux  idle"
 

@@ -16,7 +16,7 @@ from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, 
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
-from tests.ip_packets import cut
+from tests.ip_packets import as_kernel_gives, cut, headers_of
 
 EVERYWHERE: tuple[Prefix, ...] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 OPEN = (FilterRule(EVERYWHERE, EVERYWHERE),)
@@ -64,24 +64,43 @@ def ends(one: int, two: int, *, six: bool = False) -> tuple[str, str]:
     return overlay(one)[six], overlay(two)[six]
 
 
+def give(node: Node, packet: bytes, segment: int = 0) -> None:
+    """The kernel sends the packet; a TCP or UDP one with its checksum left to us, where the device has offloads."""
+    if not node.tun.offloads.vnet_header:
+        node.tun.inject(packet)
+        return
+    given = as_kernel_gives(packet, segment) if headers_of(packet)[1] in (6, 17) else bytes(10) + packet
+    node.tun.inject(given[10:], given[:10])
+
+
 class Node:
     """A data path and its host, as the daemon would be; what the host hears is kept."""
 
     def __init__(
-        self, world: World, number: int, offloads: Offloads | None = None, previous: PrivateKey | None = None, paths: Callable[[], Any] | None = None
+        self,
+        world: World,
+        number: int,
+        offloads: Offloads | None = None,
+        previous: PrivateKey | None = None,
+        paths: Callable[[], Any] | None = None,
+        mtu: int = 1280,
+        capabilities: tuple[str, ...] = (),
     ) -> None:
+        self.capabilities = capabilities
         self.world, self.id = world, NodeId(number)
         self.key = PrivateKey.generate(random.Random(number).randbytes)
         self.discovery = PrivateKey.generate(random.Random(1000 + number).randbytes)
         self.tun = MemoryTun(offloads=offloads)
         self.udp: MemoryUdp = world.network.open((f"192.0.2.{number}", f"2001:db8::{number:x}"))
         self.tunnel = Tunnel(self.key, random=random.Random(2000 + number).randbytes, previous=previous)
-        real = Paths(node_key=self.key.public, discovery=self.discovery, random=random.Random(3000 + number).randbytes)
+        real = Paths(node_key=self.key.public, discovery=self.discovery, random=random.Random(3000 + number).randbytes, mtu=mtu)
         self.paths: Any = real if paths is None else paths()
         self.healths: dict[str, str] = {}
         self.changes: list[str] = []
+        self.moves: list[tuple[str, int, int]] = []
         self.published: list[tuple[Endpoint, ...]] = []
         self.stamps: list[tuple[bytes, bytes, bool]] = []
+        self.raised: list[int] = []
         self.relayed = 0
         self.disk_full = False
         self.clock_ahead = 0.0
@@ -94,6 +113,10 @@ class Node:
             host=self,
             monotonic=asyncio.get_running_loop().time,
             wall=lambda: WALL + asyncio.get_running_loop().time() + self.clock_ahead,
+            random=random.Random(4000 + number).randbytes,
+            mtu=mtu,
+            more_udp=lambda: world.network.open((f"192.0.2.{number}",)),
+            capabilities=capabilities,
         )
 
     @property
@@ -108,6 +131,7 @@ class Node:
             "addresses": tuple(ip_address(one) for one in overlay(self.id)),
             "endpoints": (self.endpoint,),
             "kind": PeerKind.WIREGUARD,
+            "capabilities": self.capabilities,
         }
         return Peer(**{**values, **change})
 
@@ -121,7 +145,7 @@ class Node:
         while self.tun.delivered:
             write = self.tun.delivered.popleft()
             if self.tun.offloads.vnet_header:
-                made += cut(write[10:], int.from_bytes(write[4:6], "little")) if write[1] else [write[10:]]
+                made += cut(write[10:], int.from_bytes(write[4:6], "little") or len(write)) if write[0] else [write[10:]]
             else:
                 made.append(write)
         return made
@@ -133,9 +157,9 @@ class Node:
             self.relayed += 1
             copy = bytes(datagram)
             other = self.world.nodes.get(peer)
-            if other is not None and self.world.relay_up:
+            if other is not None and self.world.relay_up and not self.world.relay_cut & {self.id, peer}:
                 self.world.relay_at = max(self.world.relay_at + 1e-6, asyncio.get_running_loop().time() + 0.01)
-                asyncio.get_running_loop().call_at(self.world.relay_at, other.path.relayed, self.id, copy)
+                asyncio.get_running_loop().call_at(self.world.relay_at, other.path.relayed, self.id, [copy])
 
     def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         self.world.nodes[peer].path.candidates(self.id, endpoints)
@@ -151,6 +175,12 @@ class Node:
     def path_changed(self, peer: NodeId, description: str) -> None:
         self.changes.append(description)
 
+    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
+        self.moves.append((str(prefix), old, new))
+
+    def mtu_raised(self, mtu: int) -> None:
+        self.raised.append(mtu)
+
     def health(self, code: str, text: str | None) -> None:
         self.healths.pop(code, None)
         if text is not None:
@@ -164,6 +194,8 @@ class World:
         self.network = MemoryUnderlay(random.Random(5).random, weather)
         self.nodes: dict[NodeId, Node] = {}
         self.relay_up = True
+        self.relay_cut: set[NodeId] = set()
+        """Nodes that the relay doesn't reach."""
         self.relay_at = 0.0
 
     def node(self, number: int, **settings: Any) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, ip_address, ip_network
@@ -18,9 +18,12 @@ from calnet.host.local_socket import LocalRequest
 from calnet.host.memory_network import MemoryNetwork
 from calnet.host.nft import MemoryNftables
 from calnet.model import ControlKey, Endpoint, Netmap, NodeId, NodeKey, Peer, Relay, SelfNode
+from calnet.paths.explain import View
+from calnet.paths.stun_client import MappingBehaviour
+from calnet.paths.way import Way
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.daemon import NO_STATUS, Daemon, Machine
-from calnet.roles.node.engine import EngineHost, Netcheck, PeerStatus, PingAnswer
+from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Netcheck, PeerStatus, PingAnswer
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.login import Logins
 from calnet.roles.node.operations import Operations
@@ -31,6 +34,7 @@ from calnet.wire import control, relay
 from calnet.wire import netmap as netmaps
 from calnet.wire.authkey import AuthKey, format_auth_key
 from calnet.wire.channel import Channel
+from tests.deltas import difference
 
 WITHIN_S = 10.0
 URL = "http://server.test:8080"
@@ -186,7 +190,7 @@ class FakeServer:
     async def change(self, netmap: Netmap) -> None:
         """Send the difference as a delta."""
         assert self.netmap is not None
-        delta = netmaps.difference(self.netmap, netmap)
+        delta = difference(self.netmap, netmap)
         self.netmap = netmap
         await self.session.say(delta)
 
@@ -235,6 +239,7 @@ class FakeEngine:
 
     def __init__(self, port: int, host: EngineHost, keys: Keys) -> None:
         self.port, self.host = port or 40_001, host
+        self.mtu = 1280
         self.gso_max_size: int | None = None
         self.identities = [keys.node.public]
         self.netmaps: list[tuple[Netmap, bool]] = []
@@ -245,16 +250,18 @@ class FakeEngine:
         self.stun: tuple[Endpoint, ...] = ()
         self.statuses: dict[NodeId, PeerStatus] = {}
         self.answers: list[PingAnswer] = []
+        self.views: tuple[View, View | None] = (View("none", False, False, True, MappingBehaviour.UNKNOWN), None)
         self.closed = False
 
-    def apply(self, netmap: Netmap, *, accept_routes: bool) -> None:
+    def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
+        self.ways = dict(ways)
         self.netmaps.append((netmap, accept_routes))
 
     def set_identity(self, keys: Keys) -> None:
         self.identities.append(keys.node.public)
 
-    def relayed(self, peer: NodeId, datagram: bytes | bytearray | memoryview) -> None:
-        self.relayed_in.append((peer, bytes(datagram)))
+    def relayed(self, peer: NodeId, datagrams: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.relayed_in += [(peer, bytes(datagram)) for datagram in datagrams]
 
     def relay_connected(self, connected: bool) -> None:
         self.relay_states.append(connected)
@@ -266,6 +273,9 @@ class FakeEngine:
         self.endpoints = tuple(endpoints)
         self.host.publish_endpoints(self.endpoints)
 
+    def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        self.mapped = tuple(endpoints)
+
     def stun_servers(self, servers: Iterable[Endpoint]) -> None:
         self.stun = tuple(servers)
 
@@ -274,10 +284,16 @@ class FakeEngine:
             raise TimedOutError("no answer")
         return self.answers.pop(0)
 
+    async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
+        return self.views
+
     def peer_status(self, peer: NodeId) -> PeerStatus:
         return self.statuses.get(peer, NO_STATUS)
 
-    def netcheck(self) -> Netcheck:
+    def figures(self) -> Figures:
+        return Figures(3, {"direct": 2})
+
+    async def netcheck(self, timeout_s: float) -> Netcheck:
         return Netcheck()
 
     def close(self) -> None:
@@ -327,7 +343,7 @@ class World:
             lambda port, host: self._open(port, host, directory),
             self.server.dial,
             self.server.fetch_key,
-            machine=Machine("machine", "linux", "0.test"),
+            machine=Machine("machine", "linux", "0.test", ("chunks",)),
             clocks=self.clock.clocks(),
             random=self.random.randbytes,
             fixed_port=fixed_port,

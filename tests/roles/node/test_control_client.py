@@ -38,6 +38,22 @@ def test_client_told_nonsense_connects_anew_and_goes_on(tmp_path: Path, message:
     run(tmp_path, script)
 
 
+def test_defect_at_a_netmap_costs_a_session_and_the_next_one_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        apply, world.engine.apply = world.engine.apply, lambda *args, **options: 1 // 0  # type: ignore[method-assign, assignment]
+        await world.server.change(a_netmap(2, (a_peer(8),)))
+        await until(lambda: "defect" in str(world.daemon.control.error))
+        world.engine.apply = apply  # type: ignore[method-assign]
+        await until(lambda: len(world.server.sessions) == 2 and world.engine.netmaps[-1][0].version == 2)
+        await world.call("wait", timeout_s=20)
+        assert "internal" not in world.codes()
+
+    run(tmp_path, script)
+    assert "connection_failed error=ZeroDivisionError" in caplog.text
+
+
 def test_client_told_an_unknown_message_ignores_it(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()
@@ -126,6 +142,6 @@ def test_client_stopped_while_its_connection_breaks_makes_no_other(tmp_path: Pat
 
 
 def test_backoff_doubles_to_its_limit_and_is_jittered() -> None:
-    assert [backoff(attempt, 0.999999) for attempt in range(8)] == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30], rel=1e-3)
+    assert [backoff(attempt, 0.999999) for attempt in range(15)] == pytest.approx([0.5, 1, *8 * [2], 4, 8, 16, 30, 30], rel=1e-3)
     assert backoff(0, 0.0) == 0.25
     assert all(backoff(attempt, 0.999) <= 30.0 for attempt in (50, 5000))

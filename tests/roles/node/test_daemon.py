@@ -64,6 +64,18 @@ def test_up_with_an_auth_key_runs_and_sets_up_the_machine(tmp_path: Path) -> Non
     run(tmp_path, script)
 
 
+def test_interface_takes_longer_packets_once_a_path_does(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await until(lambda: world.network.configured is not None and world.network.configured.mtu == 1280)
+        world.engine.mtu = 1420
+        world.engine.host.mtu_raised(1420)
+        await until(lambda: world.network.configured is not None and world.network.configured.mtu == 1420)
+
+    run(tmp_path, script)
+
+
 def test_halt_undoes_what_was_set_up(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()
@@ -167,7 +179,7 @@ def test_server_restart_leaves_the_data_path_alone(tmp_path: Path) -> None:
         await until(lambda: world.engine.relay_states[-1] is True)
         assert len(world.engines) == 1
         assert world.network.configured is not None
-        await until(lambda: control.Subscribe(1) in world.server.session.heard)
+        await until(lambda: control.Subscribe(1, "0.test", ("chunks",)) in world.server.session.heard)
 
     run(tmp_path, script)
 
@@ -449,6 +461,24 @@ def test_last_working_endpoint_is_kept_before_the_published_ones(tmp_path: Path)
     run(tmp_path, script)
 
 
+def test_prefix_that_moves_to_another_router_is_logged_and_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(world: World) -> None:
+        lan = ip_network("10.0.0.0/8")
+        world.server.netmap = a_netmap(peers=(a_peer(2, routes=(lan,)), a_peer(3, backup_routes=(lan,))))
+        await world.boot()
+        await world.up(accept_routes=True)
+        assert "router-silent" not in world.codes()
+        world.engine.statuses[NodeId(3)] = replace(daemon_module.NO_STATUS, carries=(lan,))
+        with caplog.at_level("INFO"):
+            world.daemon.router_moved(lan, NodeId(2), NodeId(3), "no answer for 9 s")
+        assert caplog.messages == ["router_moved prefix=10.0.0.0/8 from=node2 to=node3 why=no answer for 9 s"]
+        assert "router-silent" in world.codes()
+        peers = (await world.call("status"))["peers"]
+        assert [(shown["routes"], shown["backup_routes"], shown["carries"]) for shown in peers] == [([str(lan)], [], []), ([], [str(lan)], [str(lan)])]
+
+    run(tmp_path, script)
+
+
 def test_key_change_of_a_peer_is_shown_and_a_pinned_one_refused(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()
@@ -588,6 +618,9 @@ def test_status_document_has_the_fields_that_scripts_rely_on(tmp_path: Path) -> 
         await world.up()
         world.engine.statuses[NodeId(2)] = PeerStatus("relay", None, 0.0121, world.clock.wall - 3.2, 10, 20)
         status = await world.call("status")
+        assert status["peers"][0]["path_note"] is None
+        world.engine.statuses[NodeId(2)] = replace(world.engine.statuses[NodeId(2)], left="UDP is throttled here")
+        assert (await world.call("status"))["peers"][0]["path_note"] == "UDP is throttled here"
         assert set(status) == STATUS
         assert set(status["server"]) >= SERVER
         assert status["server"]["url"] == URL

@@ -13,23 +13,15 @@ import pytest
 from calnet.errors import TimedOutError, UnreachableError
 from calnet.host.memory import Weather
 from calnet.host.tun import Offloads
-from calnet.model import Endpoint, FilterRule, NodeId, PeerKind, PortRange, Source
-from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed
-from calnet.roles.node.datapath import READ_BATCH, REUSE_S, UNREACHABLES_PER_SECOND, describe_route
+from calnet.host.udp import Received
+from calnet.model import Endpoint, FilterRule, NodeId, Peer, PeerKind, PortRange, Source
+from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed, describe_route
+from calnet.roles.node.datapath import ERRORS_PER_SECOND, READ_BATCH, REUSE_S
 from calnet.roles.node.waiting import QUEUE_PACKETS
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
-from tests.roles.node.datapath_world import EVERYWHERE, Node, World, ends, play
+from tests.roles.node.datapath_world import EVERYWHERE, WALL, Node, World, ends, give, play
 
 PLAIN = Offloads(vnet_header=False)
-
-
-def _give(node: Node, packet: bytes, segment: int = 0) -> None:
-    """The kernel sends the packet; a TCP or UDP one with its checksum left to us, where the device has offloads."""
-    if not node.tun.offloads.vnet_header:
-        node.tun.inject(packet)
-        return
-    given = as_kernel_gives(packet, segment) if (packet[9] if packet[0] >> 4 == 4 else packet[6]) in (6, 17) else bytes(10) + packet
-    node.tun.inject(given[10:], given[:10])
 
 
 @pytest.mark.parametrize("six", [False, True])
@@ -39,11 +31,11 @@ def test_first_packets_wait_for_the_handshake_and_all_arrive_in_order(six: bool,
         one, two = world.pair(offloads=offloads)
         sent = [udp(bytes((k,)) * (k + 1), ends(1, 2, six=six), ident=k) for k in range(20)] + [icmp_echo(ends(1, 2, six=six))]
         for packet in sent:
-            _give(one, packet)
+            give(one, packet)
         await world.passes()
         assert two.packets() == sent
         back = tcp(b"reply", ends(2, 1, six=six))
-        _give(two, back)
+        give(two, back)
         await world.passes()
         assert one.packets() == [back]
         assert one.path.dropped == two.path.dropped == 0
@@ -62,10 +54,10 @@ def test_super_packets_cross_whole_and_as_one_write(six: bool) -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
         packet = tcp(random.Random(1).randbytes(50_000), ends(1, 2, six=six), flags=0x18)
-        _give(one, packet, 1208)
+        give(one, packet, 1208)
         await world.passes()
         assert two.packets() == cut(packet, 1208)
-        _give(one, packet, 1208)
+        give(one, packet, 1208)
         await world.passes()
         assert len(two.tun.delivered) == 1
         assert two.packets() == cut(packet, 1208)
@@ -77,8 +69,8 @@ def test_both_speak_at_once_and_nothing_is_lost() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
         for k in range(50):
-            _give(one, udp(b"a%d" % k, ends(1, 2)))
-            _give(two, udp(b"b%d" % k, ends(2, 1)))
+            give(one, udp(b"a%d" % k, ends(1, 2)))
+            give(two, udp(b"b%d" % k, ends(2, 1)))
         await world.passes(12)
         assert len(one.packets()) == len(two.packets()) == 50
 
@@ -92,7 +84,7 @@ def test_lossy_network_delivers_each_packet_at_most_once() -> None:
         for k in range(300):
             packet = udp(k.to_bytes(4, "big") * 5, ends(1, 2), ident=k)
             sent.append(packet)
-            _give(one, packet)
+            give(one, packet)
             if k % 7 == 0:
                 await world.passes(0.5)
         await world.passes(20)
@@ -110,7 +102,7 @@ def test_queue_keeps_the_newest() -> None:
         world.network.blocked = lambda source, target: True
         sent = [udp(k.to_bytes(2, "big"), ends(1, 2), ident=k) for k in range(QUEUE_PACKETS + 40)]
         for packet in sent:
-            _give(one, packet)
+            give(one, packet)
         await world.passes(2)
         world.network.blocked = lambda source, target: False
         await world.passes(10)
@@ -125,7 +117,7 @@ def test_queue_is_bounded_in_bytes_too_and_goes_with_the_handshake() -> None:
         one, _ = world.pair()
         world.network.blocked = lambda source, target: True
         for _ in range(10):
-            _give(one, tcp(b"x" * 50_000, ends(1, 2)), 1228)
+            give(one, tcp(b"x" * 50_000, ends(1, 2)), 1228)
         await world.passes(1)
         assert one.path.dropped == 5
         await world.passes(120)
@@ -137,17 +129,17 @@ def test_queue_is_bounded_in_bytes_too_and_goes_with_the_handshake() -> None:
 def test_packet_for_nobody_is_answered_unreachable_and_not_too_often() -> None:
     async def scene(world: World) -> None:
         one, _ = world.pair()
-        _give(one, udp(b"x", ends(1, 9)))
-        _give(one, tcp(b"x", ends(1, 9, six=True)))
+        give(one, udp(b"x", ends(1, 9)))
+        give(one, tcp(b"x", ends(1, 9, six=True)))
         await world.passes()
         answers = one.packets()
         assert [answer[20] if answer[0] >> 4 == 4 else answer[40] for answer in answers] == [3, 1]
         assert all(is_sound(answer) for answer in answers)
         await world.passes(1.5)
-        for _ in range(2 * UNREACHABLES_PER_SECOND):
-            _give(one, udp(b"x", ends(1, 9)))
+        for _ in range(2 * ERRORS_PER_SECOND):
+            give(one, udp(b"x", ends(1, 9)))
         await world.passes(0.1)
-        assert len(one.packets()) == UNREACHABLES_PER_SECOND
+        assert len(one.packets()) == ERRORS_PER_SECOND
 
     play(scene)
 
@@ -155,7 +147,7 @@ def test_packet_for_nobody_is_answered_unreachable_and_not_too_often() -> None:
 def test_plain_tun_gets_the_unreachable_without_a_header() -> None:
     async def scene(world: World) -> None:
         one, _ = world.pair(offloads=PLAIN)
-        _give(one, udp(b"x", ends(1, 9)))
+        give(one, udp(b"x", ends(1, 9)))
         await world.passes()
         assert one.packets()[0][20] == 3
 
@@ -166,7 +158,7 @@ def test_plain_tun_gets_the_unreachable_without_a_header() -> None:
 def test_packet_from_a_source_that_is_not_ours_does_not_leave(source: str) -> None:
     async def scene(world: World) -> None:
         one, _ = world.pair()
-        _give(one, udp(b"x", (source, "10.77.0.2")))
+        give(one, udp(b"x", (source, "10.77.0.2")))
         await world.passes()
         assert world.network.carried == 0
         assert one.path.dropped == 1
@@ -181,15 +173,15 @@ def test_routed_prefixes_pass_where_they_are_accepted() -> None:
         router = replace(two.as_peer(), routes=(ip_network("192.168.5.0/24"),))
         one.knows(router, accept_routes=True)
         two.knows(one.as_peer(), routes=("192.168.5.0/24",))
-        _give(one, udp(b"to the lan", lan))
+        give(one, udp(b"to the lan", lan))
         await world.passes()
         assert two.packets() == [udp(b"to the lan", lan)]
-        _give(two, udp(b"back", lan[::-1], ports=(2000, 1000)))
+        give(two, udp(b"back", lan[::-1], ports=(2000, 1000)))
         await world.passes()
         assert one.packets() == [udp(b"back", lan[::-1], ports=(2000, 1000))]
         one.knows(router, accept_routes=False)
-        _give(two, udp(b"back", lan[::-1], ports=(2000, 1000)))
-        _give(one, udp(b"to the lan", lan))
+        give(two, udp(b"back", lan[::-1], ports=(2000, 1000)))
+        give(one, udp(b"to the lan", lan))
         await world.passes()
         assert two.packets() == []
         assert [packet[9] for packet in one.packets()] == [1]
@@ -203,11 +195,11 @@ def test_filter_holds_back_what_no_rule_allows_and_lets_replies_in() -> None:
         one.knows(two.as_peer(), rules=())
         two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (17,), (PortRange(2000, 2000),)),))
         for port in (2000, 2001):
-            _give(one, udp(b"x", ends(1, 2), ports=(1000, port)))
+            give(one, udp(b"x", ends(1, 2), ports=(1000, port)))
         await world.passes()
         assert two.packets() == [udp(b"x", ends(1, 2), ports=(1000, 2000))]
-        _give(two, udp(b"reply", ends(2, 1), ports=(2000, 1000)))
-        _give(two, udp(b"new", ends(2, 1), ports=(2000, 1001)))
+        give(two, udp(b"reply", ends(2, 1), ports=(2000, 1000)))
+        give(two, udp(b"new", ends(2, 1), ports=(2000, 1001)))
         await world.passes()
         assert one.packets() == [udp(b"reply", ends(2, 1), ports=(2000, 1000))]
 
@@ -220,13 +212,13 @@ def test_filter_changed_within_a_flow_holds_for_its_next_packet(six: bool) -> No
         one, two = world.pair()
         two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (17,)),))
         packet = udp(b"x", ends(1, 2, six=six), ports=(1000, 2000))
-        _give(one, packet)
+        give(one, packet)
         await world.passes()
-        _give(one, packet)
+        give(one, packet)
         await world.passes(REUSE_S / 10)
         assert two.packets() == [packet] * 2
         two.knows(one.as_peer(), rules=())
-        _give(one, packet)
+        give(one, packet)
         await world.passes(REUSE_S / 10)
         assert two.packets() == []
 
@@ -240,7 +232,7 @@ def test_verdict_for_a_flow_is_not_anothers_of_the_same_addresses_and_ports(six:
         two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (17,)),))
         allowed, refused = udp(b"x", ends(1, 2, six=six), ports=(1000, 2000)), tcp(b"x", ends(1, 2, six=six), ports=(1000, 2000))
         for packet in (allowed, refused, allowed, refused, refused, allowed):
-            _give(one, packet)
+            give(one, packet)
         await world.passes()
         assert two.packets() == [allowed] * 3
 
@@ -253,15 +245,15 @@ def test_flow_that_rules_no_longer_accept_ends_in_both_directions(six: bool) -> 
         one, two = world.pair()
         two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (6,)),))
         there, back = tcp(b"x", ends(1, 2, six=six), ports=(1000, 22)), tcp(b"y", ends(2, 1, six=six), ports=(22, 1000))
-        _give(one, there)
+        give(one, there)
         await world.passes()
-        _give(two, back)
+        give(two, back)
         await world.passes()
         assert (two.packets(), one.packets()) == ([there], [back])
         two.knows(one.as_peer(), rules=())
         for _ in range(3):
-            _give(one, there)
-            _give(two, back)
+            give(one, there)
+            give(two, back)
         await world.passes()
         assert (two.packets(), one.packets()) == ([], [])
 
@@ -275,7 +267,7 @@ def test_refused_packets_are_answered_where_the_network_rejects(six: bool, offlo
         one, two = world.pair(offloads=offloads)
         two.knows(one.as_peer(), rules=(), reject=True)
         for packet in (tcp(b"", ends(1, 2, six=six), ports=(1000, 22), flags=2), udp(b"x", ends(1, 2, six=six), ports=(1000, 53))):
-            _give(one, packet)
+            give(one, packet)
         await world.passes()
         reset, prohibited = one.packets()
         start = 40 if six else 20
@@ -284,7 +276,7 @@ def test_refused_packets_are_answered_where_the_network_rejects(six: bool, offlo
         assert is_sound(reset)
         assert is_sound(prohibited)
         assert two.packets() == []
-        _give(one, tcp(b"", ends(1, 2, six=six), ports=(1000, 22), flags=2))
+        give(one, tcp(b"", ends(1, 2, six=six), ports=(1000, 22), flags=2))
         await world.passes()
         assert len(one.packets()) == 1
         assert two.packets() == []
@@ -297,11 +289,11 @@ def test_host_that_goes_on_in_a_forbidden_flow_is_reset_where_the_network_reject
     async def scene(world: World) -> None:
         one, two = world.pair(offloads=offloads)
         two.knows(one.as_peer(), rules=(FilterRule(EVERYWHERE, EVERYWHERE, (6,)),), reject=True)
-        _give(one, tcp(b"x", ends(1, 2), ports=(1000, 22)))
+        give(one, tcp(b"x", ends(1, 2), ports=(1000, 22)))
         await world.passes()
         two.packets()
         two.knows(one.as_peer(), rules=(), reject=True)
-        _give(two, tcp(b"y", ends(2, 1), ports=(22, 1000), acknowledged=7))
+        give(two, tcp(b"y", ends(2, 1), ports=(22, 1000), acknowledged=7))
         await world.passes()
         (reset,) = two.packets()
         assert (reset[20:28], reset[33]) == (b"\x03\xe8\0\x16\0\0\0\x07", 4)
@@ -315,7 +307,7 @@ def test_session_is_renewed_and_survives_hours() -> None:
         one, two = world.pair()
         count = 0
         for minute in range(40):
-            _give(one, udp(minute.to_bytes(2, "big"), ends(1, 2)))
+            give(one, udp(minute.to_bytes(2, "big"), ends(1, 2)))
             await world.passes(29)
             count += len(two.packets())
         assert count == 40
@@ -328,13 +320,37 @@ def test_relay_carries_the_handshake_and_data() -> None:
     async def scene(world: World) -> None:
         one, two = world.relayed_pair()
         packet = tcp(b"x" * 20_000, ends(1, 2))
-        _give(one, packet, 1228)
+        give(one, packet, 1228)
         await world.passes(1)
         assert two.packets() == cut(packet, 1228)
         assert one.path.peer_status(two.id).path == "relay"
-        _give(two, udp(b"back", ends(2, 1)))
+        give(two, udp(b"back", ends(2, 1)))
         await world.passes(1)
         assert one.packets() == [udp(b"back", ends(2, 1))]
+
+    play(scene)
+
+
+def test_what_one_node_sends_and_what_its_peer_gets_are_counted_alike_by_the_way_it_goes() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.relayed_pair()
+        give(one, udp(b"x", ends(1, 2)))
+        await world.passes(1)
+        before = two.paths._deliveries[one.id].got_relayed
+        assert before == one.paths._deliveries[two.id].sent_relayed > 0
+        give(one, tcp(b"x" * 20_000, ends(1, 2)), 1228)
+        await world.passes(1)
+        sent, got = one.paths._deliveries[two.id], two.paths._deliveries[one.id]
+        assert got.got_relayed == sent.sent_relayed >= before + 20_000
+        assert (got.got_direct, sent.sent_direct) == (0, 0)
+        for node, peer in ((one, two), (two, one)):
+            node.path.candidates(peer.id, [peer.endpoint])
+        await world.passes(2)
+        assert one.path.peer_status(two.id).path == "direct"
+        give(one, tcp(b"x" * 20_000, ends(1, 2)), 1228)
+        await world.passes(1)
+        assert got.got_direct == sent.sent_direct >= 20_000
+        assert sent.sent_direct + sent.sent_relayed == one.path.peer_status(two.id).tx_bytes
 
     play(scene)
 
@@ -342,19 +358,19 @@ def test_relay_carries_the_handshake_and_data() -> None:
 def test_relayed_datagram_under_another_peers_name_is_dropped() -> None:
     async def scene(world: World) -> None:
         one, two = world.relayed_pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes(1)
         two.packets()
         session = one.tunnel.peer(two.id).current  # type: ignore[union-attr]
         assert session is not None
         datagram = session.seal(udp(b"y", ends(1, 2)))
-        two.path.relayed(NodeId(7), datagram)
+        two.path.relayed(NodeId(7), [datagram])
         assert two.packets() == []
-        two.path.relayed(one.id, datagram)
+        two.path.relayed(one.id, [datagram])
         assert two.packets() == [udp(b"y", ends(1, 2))]
-        two.path.relayed(one.id, b"")
-        two.path.relayed(one.id, bytes(70_000))
-        two.path.relayed(one.id, b"\0\1\0\0\x21\x12\xa4\x42" + bytes(20))
+        two.path.relayed(one.id, [b""])
+        two.path.relayed(one.id, [bytes(70_000)])
+        two.path.relayed(one.id, [b"\0\1\0\0\x21\x12\xa4\x42" + bytes(20)])
         assert two.path.dropped == 3
 
     play(scene)
@@ -391,9 +407,9 @@ def test_route_with_endpoint_and_relay_sends_both_and_delivers_once() -> None:
         for node, peer in ((one, two), (two, one)):
             node.paths.where = Route(peer.endpoint, True)
         packet = tcp(b"x" * 20_000, ends(1, 2))
-        _give(one, packet, 1228)
+        give(one, packet, 1228)
         await world.passes(1)
-        _give(one, packet, 1228)
+        give(one, packet, 1228)
         await world.passes(1)
         assert two.packets() == cut(packet, 1228) * 2
         assert one.relayed > 30
@@ -467,7 +483,7 @@ def test_stamp_that_cannot_be_kept_stops_the_handshake_and_is_told() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
         one.disk_full = True
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes(1)
         assert world.network.carried == 0
         assert "full" in one.healths["stamps"]
@@ -486,12 +502,12 @@ def test_other_preshared_key_is_told_after_three_refusals_and_cleared_by_success
     async def scene(world: World) -> None:
         one, two = world.pair()
         one.knows(two.as_peer(preshared_key=b"p" * 32))
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes(30)
         assert "pre-shared" in one.healths["handshake-rejected-2"]
         assert two.packets() == []
         one.knows(two.as_peer())
-        _give(one, udp(b"y", ends(1, 2)))
+        give(one, udp(b"y", ends(1, 2)))
         await world.passes(30)
         assert two.packets()[-1] == udp(b"y", ends(1, 2))
         assert one.healths == {}
@@ -503,7 +519,7 @@ def test_clock_of_a_peer_far_ahead_is_told() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
         one.clock_ahead = 3600.0
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes(3)
         assert "3600 s ahead" in two.healths["peer-clock-1"]
 
@@ -513,7 +529,7 @@ def test_clock_of_a_peer_far_ahead_is_told() -> None:
 def test_receiver_that_is_silent_sends_a_keepalive() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes(1)
         before = one.path.peer_status(two.id).rx_bytes
         await world.passes(12)
@@ -528,7 +544,7 @@ def test_answering_side_alone_gets_the_initiators_confirmation() -> None:
         one.knows(two.as_peer(keepalive_s=5))
         await world.passes(8)
         assert two.tunnel.peer(one.id).current is not None  # type: ignore[union-attr]
-        _give(two, udp(b"from the responder", ends(2, 1)))
+        give(two, udp(b"from the responder", ends(2, 1)))
         await world.passes(1)
         assert one.packets() == [udp(b"from the responder", ends(2, 1))]
 
@@ -538,12 +554,12 @@ def test_answering_side_alone_gets_the_initiators_confirmation() -> None:
 def test_peer_that_leaves_the_netmap_gets_and_sends_nothing_more() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes()
         two.packets()
         two.knows()
-        _give(one, udp(b"y", ends(1, 2)))
-        _give(two, udp(b"z", ends(2, 1)))
+        give(one, udp(b"y", ends(1, 2)))
+        give(two, udp(b"z", ends(2, 1)))
         await world.passes()
         assert one.packets() == []
         assert [packet[9] for packet in two.packets()] == [1]
@@ -566,7 +582,7 @@ def test_tun_that_is_gone_is_told_once() -> None:
 def test_full_socket_holds_the_tun_back_and_loses_nothing() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes()
         two.packets()
         real, refusals = one.udp.send, [0]
@@ -578,7 +594,7 @@ def test_full_socket_holds_the_tun_back_and_loses_nothing() -> None:
         one.udp.send = full  # type: ignore[method-assign,assignment]
         sent = [udp(k.to_bytes(2, "big") * (k + 1), ends(1, 2), ident=k) for k in range(3 * READ_BATCH)]
         for packet in sent:
-            _give(one, packet)
+            give(one, packet)
         await world.passes(1)
         assert two.packets() == sent
         assert one.path.dropped == 0
@@ -587,13 +603,55 @@ def test_full_socket_holds_the_tun_back_and_loses_nothing() -> None:
     play(scene)
 
 
+def test_socket_that_is_never_dry_has_its_turns_one_at_a_time() -> None:
+    """Else each turn of the loop would have one more of them than the last."""
+
+    async def scene(world: World) -> None:
+        one, _ = world.pair()
+        calls: list[float] = []
+
+        def receive(buffer: memoryview) -> Received | None:
+            calls.append(0.0)
+            if len(calls) > 64 * 100:
+                return None
+            buffer[:4] = b"junk"
+            return Received(4, 4, one.endpoint)
+
+        turns = 0
+        while len(calls) <= 64 * 100:
+            before = len(calls)
+            one.path._on_udp(receive)  # as the reader, whose socket is readable still
+            await asyncio.sleep(0)
+            assert len(calls) - before <= 2 * 64 + 1
+            turns += 1
+        assert turns >= 50
+
+    play(scene)
+
+
+def test_session_without_counters_costs_its_packets_alone() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        give(one, udp(b"first", ends(1, 2)))
+        await world.passes()
+        session = one.tunnel.peer(two.id).current  # type: ignore[union-attr]
+        assert session is not None
+        session.send_counter = session.reject_after - 1
+        give(one, tcp(bytes(5000), ends(1, 2)), 1000)
+        give(one, udp(b"last", ends(1, 2)))
+        await world.passes()
+        assert two.packets() == [udp(b"first", ends(1, 2)), udp(b"last", ends(1, 2))]
+
+    play(scene)
+
+
 def test_more_than_one_batch_waits_its_turn_and_arrives() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"first", ends(1, 2)))
+        give(one, udp(b"first", ends(1, 2)))
         await world.passes()
         for k in range(5 * READ_BATCH):
-            _give(one, udp(k.to_bytes(2, "big"), ends(1, 2), ident=k))
+            give(one, udp(k.to_bytes(2, "big"), ends(1, 2), ident=k))
         await world.passes()
         assert len(two.packets()) == 5 * READ_BATCH + 1
 
@@ -603,7 +661,7 @@ def test_more_than_one_batch_waits_its_turn_and_arrives() -> None:
 def test_garbage_on_the_tun_is_dropped() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes()
         two.packets()
         draw = random.Random(9)
@@ -613,7 +671,7 @@ def test_garbage_on_the_tun_is_dropped() -> None:
             for _ in range(3):
                 damaged[draw.randrange(60)] = draw.randrange(256)
             one.tun.inject(bytes(damaged[10:]), bytes(damaged[:10]))
-        _give(one, udp(b"after", ends(1, 2)))
+        give(one, udp(b"after", ends(1, 2)))
         await world.passes()
         assert udp(b"after", ends(1, 2)) in two.packets()
         assert one.path.dropped > 300
@@ -624,7 +682,7 @@ def test_garbage_on_the_tun_is_dropped() -> None:
 def test_garbage_from_the_network_is_dropped() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes()
         two.packets()
         sender, draw = world.network.open(("192.0.2.50",)), random.Random(8)
@@ -633,7 +691,7 @@ def test_garbage_from_the_network_is_dropped() -> None:
             sender.send(two.endpoint, datagram, draw.randrange(1, 200))
         await world.passes()
         assert two.packets() == []
-        _give(one, udp(b"after", ends(1, 2)))
+        give(one, udp(b"after", ends(1, 2)))
         await world.passes()
         assert two.packets() == [udp(b"after", ends(1, 2))]
 
@@ -644,7 +702,7 @@ def test_old_key_of_a_renewed_peer_still_answers() -> None:
     async def scene(world: World) -> None:
         one, two = world.pair()
         two.knows(one.as_peer(node_key=b"n" * 32, previous_node_key=one.key.public, kind=PeerKind.WIREGUARD))
-        _give(one, udp(b"x", ends(1, 2)))
+        give(one, udp(b"x", ends(1, 2)))
         await world.passes()
         assert two.packets() == [udp(b"x", ends(1, 2))]
 
@@ -665,8 +723,8 @@ def test_calnet_peers_move_from_relay_to_direct_and_back_without_a_lost_packet()
                 world.network.blocked = lambda source, target: True
             packet = udp(k.to_bytes(2, "big"), ends(1, 2), ident=k)
             sent.append(packet[20:])
-            _give(one, packet)
-            _give(two, udp(b"back", ends(2, 1), ident=k))
+            give(one, packet)
+            give(two, udp(b"back", ends(2, 1), ident=k))
             await world.passes(0.05)
             got += [packet[20:] for packet in two.packets()]
             seen.append(one.path.peer_status(two.id).path)
@@ -681,6 +739,173 @@ def test_calnet_peers_move_from_relay_to_direct_and_back_without_a_lost_packet()
         # What was under way, or sent before the silence was noticed, is gone with the path.
         assert len(set(sent[330:]) - set(got)) == 0
         assert len(one.changes) >= 2
+
+    play(scene, Weather(latency_s=0.01))
+
+
+LAN = ip_network("192.168.5.0/24")
+TO_LAN = ("10.77.0.1", "192.168.5.9")
+
+
+class Routed:
+    """Node 1, and nodes 2 and 3 that may both route LAN: 2 is the server's choice. Node 1 sends a packet there every 0.2 s, and what arrives is answered."""
+
+    def __init__(self, world: World, *, relay: bool = True, paths: Callable[[], Scripted] | None = None) -> None:
+        self.world, self.relay = world, relay
+        self.client, self.first, self.second = world.node(1, paths=paths), world.node(2), world.node(3)
+        self.arrived: dict[NodeId, list[int]] = {self.first.id: [], self.second.id: []}
+        self.sent = 0
+        for node in (self.client, self.first, self.second):
+            node.path.relay_connected(relay)
+            node.path.local_endpoints([node.endpoint])
+        for router in (self.first, self.second):
+            router.knows(self._peer(self.client), routes=(str(LAN),))
+        self.netmap(self.first, self.second)
+
+    def _peer(self, node: Node, **routes: object) -> Peer:
+        return node.as_peer(kind=PeerKind.CALNET, discovery_key=node.discovery.public, **routes)
+
+    def netmap(self, router: Node, backup: Node, *, key_expires: float | None = None, accept_routes: bool = True) -> None:
+        peers = [self._peer(router, routes=(LAN,), key_expires=key_expires), self._peer(backup, backup_routes=(LAN,))]
+        self.client.knows(*sorted(peers, key=lambda peer: peer.id), accept_routes=accept_routes)
+
+    def dies(self, *nodes: Node) -> None:
+        """From now on nothing comes from these nodes or gets there; none: all are there again."""
+        hosts = {node.endpoint.host for node in nodes}
+        self.world.network.blocked = lambda source, target: source.host in hosts or target.host in hosts
+        self.world.relay_cut = {node.id for node in nodes}
+
+    def carries(self, node: Node) -> bool:
+        return self.client.path.peer_status(node.id).carries == (LAN,)
+
+    async def passes(self, seconds: float, *, sending: bool = True, answering: bool = True) -> None:
+        for _ in range(round(seconds / 0.2)):
+            if sending:
+                self.sent += 1
+                give(self.client, udp(self.sent.to_bytes(2, "big"), TO_LAN, ident=self.sent))
+            await self.world.passes(0.2)
+            for router in (self.first, self.second):
+                for packet in router.packets():
+                    self.arrived[router.id].append(int.from_bytes(packet[28:30], "big"))
+                    if answering:
+                        give(router, udp(b"answer", TO_LAN[::-1], ports=(2000, 1000)))
+
+
+@pytest.mark.parametrize("relay", [True, False])
+def test_router_that_dies_is_replaced_by_the_one_that_lives_and_does_not_come_back_by_itself(relay: bool) -> None:
+    async def scene(world: World) -> None:
+        net = Routed(world, relay=relay)
+        await net.passes(10)
+        assert net.arrived[net.second.id] == []
+        assert (net.carries(net.first), net.carries(net.second)) == (True, False)
+        net.dies(net.first)
+        await net.passes(12)
+        assert net.client.moves == [(str(LAN), net.first.id, net.second.id)]
+        assert (net.carries(net.first), net.carries(net.second)) == (False, True)
+        assert net.arrived[net.second.id][-1] == net.sent - (net.arrived[net.second.id][-1] != net.sent)
+        net.client.packets()
+        await net.passes(2)
+        assert net.client.packets()[0][12:20] == bytes([192, 168, 5, 9, 10, 77, 0, 1])
+        net.dies()
+        before = len(net.arrived[net.first.id])
+        await net.passes(60)
+        assert len(net.arrived[net.first.id]) == before
+        assert len(net.client.moves) == 1
+        net.netmap(net.second, net.first)
+        assert len(net.client.moves) == 1  # the server says what this node does already
+        net.netmap(net.first, net.second)
+        await net.passes(2)
+        assert len(net.arrived[net.first.id]) > before
+        assert net.client.moves[1:] == [(str(LAN), net.second.id, net.first.id)]
+
+    play(scene, Weather(latency_s=0.01))
+
+
+def test_packets_that_wait_for_a_dead_router_reach_the_other() -> None:
+    async def scene(world: World) -> None:
+        net = Routed(world)
+        net.dies(net.first)
+        await net.passes(1)
+        await net.passes(10, sending=False)
+        assert net.arrived[net.second.id] == [1, 2, 3, 4, 5]
+
+    play(scene, Weather(latency_s=0.01))
+
+
+def test_node_cut_off_from_all_routers_moves_nothing_and_goes_on_when_it_is_back() -> None:
+    async def scene(world: World) -> None:
+        net = Routed(world)
+        await net.passes(5)
+        net.dies(net.client)
+        await net.passes(60)
+        net.dies()
+        await net.passes(30)
+        assert net.client.moves == []
+        assert net.arrived[net.first.id][-1] >= net.sent - 1
+
+    play(scene, Weather(latency_s=0.01))
+
+
+@pytest.mark.parametrize(("relay", "loss"), [(True, 0.3), (False, 0.2)], ids=["relay", "direct"])
+@pytest.mark.parametrize("answering", [True, False])
+def test_lossy_network_moves_no_prefix(relay: bool, loss: float, answering: bool) -> None:
+    """Without a relay, half of all round trips lost (0.3) would look like a dead router now and then, and is one for who is served by it."""
+
+    async def scene(world: World) -> None:
+        net = Routed(world, relay=relay)
+        await net.passes(600, answering=answering)
+        assert net.client.moves == []
+
+    play(scene, Weather(loss=loss, latency_s=0.1))
+
+
+def test_router_that_dies_is_not_noticed_where_routes_are_not_accepted_or_nothing_is_sent() -> None:
+    async def scene(world: World) -> None:
+        net = Routed(world)
+        await net.passes(2)
+        net.dies(net.first)
+        await net.passes(60, sending=False)
+        net.netmap(net.first, net.second, accept_routes=False)
+        await net.passes(30)
+        assert net.client.moves == []
+        assert not net.carries(net.first)
+        assert not net.carries(net.second)
+
+    play(scene, Weather(latency_s=0.01))
+
+
+def test_handshakes_response_alone_shows_that_the_router_lives() -> None:
+    async def scene(world: World) -> None:
+        pinged: list[NodeId] = []
+
+        class Direct(Scripted):
+            def route(self, peer: NodeId) -> Route:
+                return Route(world.nodes[peer].endpoint, False)
+
+            def ping(self, peer: NodeId, now: float) -> tuple[int, list[object]]:
+                pinged.append(peer)
+                return 5, []
+
+        net = Routed(world, paths=Direct)
+        give(net.client, udp(b"one way", TO_LAN))
+        await world.passes(10)
+        assert len(net.first.packets()) == 1
+        assert pinged == []
+        net.dies(net.first)
+        give(net.client, udp(b"one way", TO_LAN))
+        await world.passes(5)
+        assert net.first.id in pinged
+
+    play(scene, Weather(latency_s=0.01))
+
+
+def test_router_whose_key_ran_out_is_replaced_without_the_server() -> None:
+    async def scene(world: World) -> None:
+        net = Routed(world)
+        net.netmap(net.first, net.second, key_expires=WALL + asyncio.get_running_loop().time() + 5)
+        await net.passes(80)
+        assert net.client.moves == [(str(LAN), net.first.id, net.second.id)]
+        assert net.arrived[net.second.id][-1] >= net.sent - 1
 
     play(scene, Weather(latency_s=0.01))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from calnet.errors import CalnetError, InvalidError, LoginNeededError, NotFoundError, TimedOutError, UsageError
+from calnet.crypto.keys import encode_key
+from calnet.errors import CalnetError, InvalidError, LoginNeededError, NotFoundError, NotPermittedError, TimedOutError, UsageError
 from calnet.host import probes
 from calnet.model import Endpoint, NodeId
-from calnet.roles.node import overview
+from calnet.paths.explain import Outcome, Tried, View
+from calnet.paths.stun_client import MappingBehaviour
+from calnet.paths.way import Way
+from calnet.roles.node import log_format, overview
 from calnet.roles.node.engine import PingAnswer
 from calnet.wire import control
 from tests.roles.node.fakes import World, a_netmap, run, until
@@ -149,6 +155,10 @@ def test_set_changes_what_is_given_and_tells_the_server(tmp_path: Path) -> None:
         assert (answer["hostname"], answer["advertise_routes"], answer["accept_routes"], answer["operator"]) == ("carol", ["192.168.7.0/24"], True, "nobody")
         await until(lambda: any(isinstance(m, control.Update) and m.routes == ("192.168.7.0/24",) and m.hostname == "carol" for m in world.server.heard))
         assert world.engine.netmaps[-1][1] is True
+        for name in ("snat_routes", "guess_ports", "map_ports"):
+            assert (await world.call("get"))[name] is True
+            assert (await world.call("set", **{name: False}))[name] is False
+            assert (await world.call("get"))[name] is False
         again = await world.call("set", accept_routes=False)
         assert again["hostname"] == "carol"
 
@@ -197,7 +207,7 @@ def test_set_of_what_is_not_there_changes_nothing(tmp_path: Path, args: dict[str
 def test_netcheck_has_the_contracts_fields(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()
-        expected = {"udp", "ipv4", "ipv6", "mapping", "port_mapping", "relay_rtt_ms", "server_reachable"}
+        expected = {"udp", "ipv4", "ipv6", "mapping", "hairpin", "port_mapping", "relay_rtt_ms", "server_reachable"}
         assert set(await world.call("netcheck")) == expected
         await world.up()
         await until(lambda: world.engine.relay_states[-1:] == [True])
@@ -235,5 +245,82 @@ def test_status_says_at_once_whether_a_subnet_router_forwards(tmp_path: Path, mo
         assert "ip-forward" in world.codes()
         (sysctls / "net/ipv4/ip_forward").write_text("1\n")
         assert "ip-forward" not in world.codes()
+
+    run(tmp_path, script)
+
+
+def test_why_tells_the_verdict_and_both_views(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        with pytest.raises(CalnetError, match=r"is down|no peer|log in"):
+            await world.call("why", peer="node2")
+        await world.up()
+        used = Tried(Endpoint("192.0.2.7", 5), Outcome.IN_USE, 0.02)
+        world.engine.views = View("direct", True, True, True, MappingBehaviour.ENDPOINT_INDEPENDENT, (used,)), None
+        answer = await world.call("why", peer="node2")
+        assert (answer["path"], answer["why"], answer["there"]) == ("direct", "direct: 192.0.2.7:5 answers in 20.0 ms", None)
+        assert answer["here"]["candidates"] == [{"endpoint": "192.0.2.7:5", "outcome": "in use", "rtt_ms": 20.0}]
+        with pytest.raises(CalnetError):
+            await world.call("why", peer="nobody")
+
+    run(tmp_path, script)
+
+
+def test_path_of_a_peer_is_set_shown_and_given_to_the_engine(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        assert (await world.call("get"))["paths"] == {}
+        assert (await world.call("set", path=["node2=relay", "node3=direct"]))["paths"] == {"node2": "relay", "node3": "direct"}
+        await until(lambda: world.engine.ways == {NodeId(2): Way.RELAY, NodeId(3): Way.DIRECT})
+        assert (await world.call("set", path=["node2=auto"]))["paths"] == {"node3": "direct"}
+        for wrong in ("node2", "node2=best", "nobody=relay"):
+            with pytest.raises(CalnetError):
+                await world.call("set", path=[wrong])
+        assert world.daemon.directory.state.prefs.ways == ((3, "direct"),)
+
+    run(tmp_path, script)
+
+
+def test_metrics_are_figures_in_prometheus_format(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        assert "calnet_up 0" in (await world.call("metrics"))["text"].splitlines()
+        await world.up()
+        lines = (await world.call("metrics"))["text"].splitlines()
+        for line in ("calnet_up 1", "calnet_server_connected 1", 'calnet_path_changes_total{to="direct"} 2', "calnet_dropped_packets_total 3"):
+            assert line in lines
+        assert sum(line.startswith("calnet_peers{") for line in lines) == 3
+
+    run(tmp_path, script)
+
+
+def test_bug_report_tells_what_helps_and_no_secret(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        log_format.set_up(debug=False)
+        logging.getLogger("calnet.test").warning("given key=%s", world.server.auth_key())
+        report = await world.call("bugreport")
+        keys = world.daemon.state.keys
+        text = json.dumps(report)
+        for secret in (keys.node, keys.control, keys.discovery):
+            assert encode_key(secret.secret_bytes()) not in text
+            assert secret.secret_bytes().hex() not in text
+        assert world.server.auth_key() not in text
+        assert any("given key=[removed]" in line for line in report["log"])
+        assert report["status"]["state"] == "running"
+        assert report["preferences"]["guess_ports"] is True
+
+    run(tmp_path, script)
+
+
+def test_metrics_and_bug_report_are_not_for_every_user(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        for op in ("metrics", "bugreport"):
+            with pytest.raises(NotPermittedError):
+                await world.call(op, uid=65534)
+        assert await world.call("status", uid=65534)
 
     run(tmp_path, script)

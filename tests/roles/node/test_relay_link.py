@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -28,13 +29,15 @@ class User:
     def relay_changed(self, connected: bool) -> None:
         self.states.append(connected)
 
-    def relayed(self, sender: bytes, datagram: memoryview) -> None:
-        self.came.append((sender, bytes(datagram)))
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
+        self.came += [(sender, bytes(datagram)) for datagram in datagrams]
 
 
-def with_link(script: Callable[[FakeServer, User, RelayLink], Coroutine[Any, Any, None]], *, change_key_after: float = 0.05) -> None:
+def with_link(script: Callable[[FakeServer, User, RelayLink], Coroutine[Any, Any, None]], *, change_key_after: float = 0.05, user: User | None = None) -> None:
+    user = user or User()
+
     async def main() -> None:
-        server, user = FakeServer(), User()
+        server = FakeServer()
         link = RelayLink(user, dial=server.dial, random=Random(1).randbytes, clock=asyncio.get_running_loop().time, change_key_after=change_key_after)
         link.use(RELAY_URL, server.key.public, OLD)
         try:
@@ -100,12 +103,52 @@ def test_link_replaced_by_another_machine_comes_back() -> None:
     with_link(script)
 
 
+class Faulty(User):
+    """Fails at what it is told, `faults` times."""
+
+    def __init__(self, faults: int, *, also_when_lost: bool = False) -> None:
+        super().__init__()
+        self.faults, self.also_when_lost = faults, also_when_lost
+
+    def relayed(self, sender: bytes, datagrams: list[memoryview]) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise ValueError("max() arg is an empty sequence")
+        super().relayed(sender, datagrams)
+
+    def relay_changed(self, connected: bool) -> None:
+        super().relay_changed(connected)
+        if self.also_when_lost and not connected:
+            self.also_when_lost = False
+            raise KeyError("lost")
+
+
+@pytest.mark.parametrize("also_when_lost", [False, True])
+def test_defect_at_a_relayed_datagram_costs_a_connection_that_is_told_and_made_anew(also_when_lost: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        for states in ([True], [True, False, True]):
+            await until(partial(lambda states: user.states == states, states))
+            assert link.down_s() is None
+            await server.relays[-1].deliver(b"q" * 32, b"poison")
+        await until(lambda: len(server.relays) == 3 and user.states[-1])
+        await server.relays[2].deliver(b"q" * 32, b"harmless")
+        await until(lambda: user.came == [(b"q" * 32, b"harmless")])
+        assert user.states == [True, False, True, False, True]
+
+    with_link(script, user=Faulty(2, also_when_lost=also_when_lost))
+    failures = [record for record in caplog.records if record.getMessage().startswith("connection_failed")]
+    assert all(record.exc_info is not None for record in failures)
+    assert len(failures) == (3 if also_when_lost else 2)
+    assert "ValueError" in failures[0].getMessage()
+    assert "relay_lost error=the connection was ended by a defect of Calnet (ValueError)" in caplog.text
+
+
 def test_link_stopped_is_down_and_sends_nothing() -> None:
     async def script(server: FakeServer, user: User, link: RelayLink) -> None:
         await until(lambda: user.states == [True])
         link.use("", b"", OLD)
         assert user.states == [True, False]
-        link.send(b"p" * 32, [b"lost"])
+        link.send(b"p" * 32, [b"unanswered"])
         assert await link.measure() is None
         assert link.down_s() is None
 
@@ -159,5 +202,77 @@ def test_client_pings_a_silent_relay_and_leaves_a_dead_one(monkeypatch: pytest.M
         await until(lambda: user.states == [True])
         server.relays[0].socket.other.inbox.put_nowait = lambda message: None  # type: ignore[union-attr, method-assign]
         await until(lambda: len(server.relays) >= 2)
+
+    with_link(script)
+
+
+def swallow(server: FakeServer) -> None:
+    """The first connection stands, and nothing comes out of it here any more."""
+    server.relays[0].socket.other.inbox.put_nowait = lambda message: None  # type: ignore[union-attr, method-assign]
+
+
+def test_connection_that_gives_no_sign_of_life_while_data_goes_is_replaced_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_client, "ASK_AFTER_S", 0.05)
+    monkeypatch.setattr(relay_client, "ANSWER_S", 0.1)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        swallow(server)
+        link.send(b"p" * 32, [b"unanswered"])
+        await until(lambda: len(server.relays) == 2 and len(user.states) == 2)
+        assert user.states == [True, True]  # never down
+        link.send(b"p" * 32, [b"arrives"])
+        await until(lambda: server.relays[1].datagrams == [(b"p" * 32, b"arrives")])
+
+    with_link(script)
+
+
+def test_connection_that_answers_is_kept_though_no_data_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_client, "ASK_AFTER_S", 0.02)
+    monkeypatch.setattr(relay_client, "ANSWER_S", 5.0)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        for number in range(20):
+            link.send(b"p" * 32, [bytes([number])])
+            await asyncio.sleep(0.02)
+        await until(lambda: len(server.relays[0].datagrams) == 20)
+        assert (len(server.relays), user.states) == (1, [True])
+
+    with_link(script)
+
+
+def test_change_of_network_asks_the_connection_that_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_client, "ANSWER_S", 0.1)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        link.reconnect_now()
+        await asyncio.sleep(0.3)
+        assert len(server.relays) == 1
+        swallow(server)
+        link.reconnect_now()
+        await until(lambda: len(server.relays) == 2)
+
+    with_link(script)
+
+
+def test_stalled_connection_that_ends_before_the_next_one_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_client, "ANSWER_S", 0.05)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        swallow(server)
+        server.reachable = False
+        link.reconnect_now()
+        await asyncio.sleep(0.2)
+        assert user.states == [True]
+        del server.relays[0].socket.other.inbox.put_nowait  # type: ignore[union-attr]
+        await server.relays[0].socket.close()
+        await until(lambda: user.states == [True, False])
+        assert link.down_s() is not None
+        server.reachable = True
+        link.reconnect_now()
+        await until(lambda: user.states == [True, False, True])
 
     with_link(script)

@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from calnet.errors import InvalidError
-from calnet.model import Netmap, NodeId, NodeKey, Peer, Prefix, SelfNode
-from calnet.roles.node.routes import check_advertised, key_changes, plan_routes, trusted, unfit
+from calnet.model import Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
+from calnet.roles.node.routes import check_advertised, key_changes, plan_routes, rerouted, routers_of, trusted, unfit
 from calnet.roles.node.state import Pin
 
 OVERLAY = (ip_network("100.70.0.0/24"), ip_network("fd12:3456::/64"))
@@ -111,6 +111,26 @@ def test_plan_in_a_providers_shared_address_space_routes_an_overlay_within_it() 
 def test_plan_leaves_out_what_this_node_routes_itself_and_duplicates() -> None:
     plan = plan_routes(netmap(peer(2, "10.0.0.0/8", "10.9.0.0/16"), peer(3, "10.9.0.0/16"), own=net("10.0.0.0/8")), (), accept_routes=True)
     assert plan.routes == (*OVERLAY, *net("10.9.0.0/16"))
+
+
+def test_routers_of_a_prefix_are_the_servers_choice_and_then_the_others() -> None:
+    first, second, third = net("10.0.0.0/8", "10.9.0.0/16", "fd99::/48")
+    peers = (
+        replace(peer(2), backup_routes=(first, third)),
+        replace(peer(3), backup_routes=(first,), kind=PeerKind.WIREGUARD),
+        peer(4, str(first), str(second)),
+        replace(peer(5), backup_routes=(first,)),
+    )
+    assert routers_of(peers) == {first: (NodeId(4), NodeId(2), NodeId(5)), second: (NodeId(4),)}
+
+
+def test_rerouted_names_what_another_router_carries() -> None:
+    first, second = net("10.0.0.0/8", "10.9.0.0/16")
+    peers = (peer(2, str(first), str(second)), replace(peer(3), backup_routes=(first, second)))
+    assert rerouted(peers, {NodeId(2): (first, second), NodeId(3): ()}.__getitem__) == []
+    [finding] = rerouted(peers, {NodeId(2): (second,), NodeId(3): (first,)}.__getitem__)
+    assert finding.code == "router-silent"
+    assert finding.text == "10.0.0.0/8 is reached through node3: its router node2 did not answer"
 
 
 def test_check_advertised_gives_canonical_texts_once() -> None:
