@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Final, NamedTuple
 
 from calnet.model import Address, Prefix
@@ -47,6 +47,26 @@ class NetworkView:
 
     interfaces: tuple[Interface, ...]
     gateways: tuple[Gateway, ...] = ()
+
+
+class WayOut(NamedTuple):
+    """Whence packets leave for the internet: the preferred gateway (empty: none is needed), and the address that they bear."""
+
+    gateway: str
+    source: Address
+
+
+def way_out(view: NetworkView) -> WayOut | None:
+    """The way by IPv4, where there is one, else by IPv6, whose sources change by themselves: the interface's network stands for them."""
+    for version in (4, 6):
+        for gateway in view.gateways:
+            addresses = next((interface.addresses for interface in view.interfaces if interface.index == gateway.interface), ())
+            usable = [address for address in addresses if address.version == version and not address.is_link_local]
+            if not usable or (gateway.address and (":" in gateway.address) != (version == 6)):
+                continue
+            near = next((address for address in usable if gateway.address and ip_address(gateway.address) in address.network), usable[0])
+            return WayOut(gateway.address, near.ip if version == 4 else near.network.network_address)
+    return None
 
 
 def underlay(interfaces: Iterable[Interface], tun: str) -> list[Interface]:

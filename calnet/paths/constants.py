@@ -42,8 +42,9 @@ STUCK_AFTER: Final = 2.0
 FLOWS_WITHIN: Final = 5.0
 """Data as fresh as this flows now: guessing ports, which takes 20 s, is over before the peer counts as idle."""
 
-ATTEMPT_LENGTH: Final = 32.0
-"""An attempt gives up after so long and rests until the next; without a relay it goes on."""
+ATTEMPT_LENGTH: Final = 27.0
+"""An attempt gives up after so long and rests until the next; without a relay it goes on. The rest is longer than a Linux router remembers a packet that nobody
+answered (30 s): where such memories keep two sides apart, the next attempt finds them gone."""
 HEARTBEAT_RETRY: Final = 1.0
 """An unanswered heartbeat is repeated so often."""
 EXCHANGE_GAP: Final = 5.0

@@ -156,14 +156,14 @@ class Paths:
         self._relay = connected
         return [effect for path in self._peers.values() for effect in self._perform(path, path.relay_connected(connected, now), now)]
 
-    def network_changed(self, now: float) -> list[PathEffect]:
-        """An address changed, or the machine slept: all is looked at anew. Tell the local endpoints first."""
+    def network_changed(self, now: float, *, moved: bool = False) -> list[PathEffect]:
+        """An address changed, or the machine slept: all is looked at anew. Tell the local endpoints first. `moved`: our packets come from another endpoint."""
         self._stun.forget()
         effects = self._perform_spray(self._spray.network_changed(), now) + self._own_changed(now) + self._stun_round(now)
         for number, path in self._peers.items():
             self._mtus[number].forget()
             self._deliveries[number].forget()
-            effects += self._perform(path, path.network_changed(now), now)
+            effects += self._perform(path, path.network_changed(now, moved=moved), now)
         return effects
 
     # --- what arrives ---

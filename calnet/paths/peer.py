@@ -17,7 +17,8 @@ Theory of operation. Four states:
 
 An attempt opens this side's NAT before it knocks at the peer's: a plain Linux router that gets a probe from somewhere before it sent there gives what is sent
 there afterwards another port, which the peer's NAT does not know. So the first probes of an attempt that the peer does not know of end on their way
-(`Probe.opening`), while the peer is told of it; it probes in full, since we are open, and when it tells us its candidates we know that it is.
+(`Probe.opening`), while the peer is told of it; it probes in full, since we are open, and when it tells us its candidates we know that it is. Where we moved
+it may tell them before it knows where we are; and nothing goes to `best` while there is a relay.
 
 Only an answer to a probe proves an endpoint: that something comes from there says nothing of what goes there. Data from `best` keeps it proven as long as
 the peer is content; one that asks, or sends by relay, may not have heard us for a while, and is asked in turn. Data from elsewhere makes a candidate that is
@@ -105,6 +106,8 @@ class PeerPath:
         self._attempt_at: float | None = None
         self._step = 0
         self._opening_until = c.LONG_AGO
+        self._unfound_until = c.LONG_AGO
+        """We moved, and so long the peer may not know where to: the relay's connection, which tells it, ended with the move."""
         self._next_attempt = c.LONG_AGO
         self._exchanged_at = c.LONG_AGO
 
@@ -252,12 +255,19 @@ class PeerPath:
         actions = self._enter(self.state, why)
         return actions + self._begin_attempt(now) if self.active(now) and self.state is not PathState.DIRECT else actions
 
-    def network_changed(self, now: float) -> list[PeerAction]:
-        """Addresses changed, or the machine slept: what was proven may not hold."""
+    def network_changed(self, now: float, *, moved: bool = False) -> list[PeerAction]:
+        """Addresses changed, or the machine slept: what was proven may not hold. `moved`: our packets come from another endpoint, so nothing is proven."""
         self._release()
         for known in self.candidates:
             known.held_times = 0
+            if moved:
+                known.answered_at = c.LONG_AGO
         actions: list[PeerAction] = []
+        if moved and self._connected:
+            self._unfound_until = now + c.OPENING
+            if self.in_use and self._relay and self.active(now):
+                self.best = self._waiting_since = self._unanswered_since = None
+                actions += self._enter(PathState.RELAYED, "the network changed")
         if self.state is PathState.DIRECT:
             if not self.active(now):
                 return self._enter(PathState.ASLEEP, "the network changed")
@@ -424,7 +434,7 @@ class PeerPath:
         self._attempt_at, self._step = now, 0
         if not any(known.held(now) for known in self.candidates):
             self.left = ""
-        self._opening_until = now + c.OPENING if self._connected and not told else c.LONG_AGO
+        self._opening_until = now + c.OPENING if self._connected and not told else self._unfound_until
         self._next_attempt = now + c.ATTEMPT_INTERVAL
         actions = self._exchange(now) if always_exchange or now - self._exchanged_at >= c.EXCHANGE_GAP else []
         return actions + self._go_on(now)
@@ -447,7 +457,7 @@ class PeerPath:
         return actions
 
     def _attempt_ends(self, now: float) -> bool:
-        """Whether no further round follows: after the first five where there is a path or no data, after 32 s where there is a relay, by which the
+        """Whether no further round follows: after the first five where there is a path or no data, after 27 s where there is a relay, by which the
         next one is told to the peer."""
         if self._step < len(c.PROBE_OFFSETS):
             return False

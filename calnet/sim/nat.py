@@ -46,8 +46,8 @@ class Assignment(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """See the terms. `translates` False is a firewall; `clash_s` is for how long a refused packet from outside keeps its port from being used towards its
-    sender, as Linux's connection tracking does."""
+    """See the terms. `translates` False is a firewall. As Linux's connection tracking does: `clash_s` is for how long a refused packet from outside keeps its
+    port from being used towards its sender; where `answered_s` is not 0, a mapping that was answered lives so long, and what comes in refreshes it."""
 
     mapping: Dependence = Dependence.ENDPOINT_INDEPENDENT
     filtering: Dependence = Dependence.ADDRESS_AND_PORT_DEPENDENT
@@ -56,6 +56,7 @@ class Behaviour:
     hairpin: bool = False
     translates: bool = True
     clash_s: float = 0.0
+    answered_s: float = 0.0
 
 
 _EI, _AD, _APD = Dependence.ENDPOINT_INDEPENDENT, Dependence.ADDRESS_DEPENDENT, Dependence.ADDRESS_AND_PORT_DEPENDENT
@@ -63,7 +64,7 @@ KINDS: Final[dict[str, Behaviour]] = {
     "full-cone": Behaviour(_EI, _EI, hairpin=True),
     "restricted": Behaviour(_EI, _AD),
     "port-restricted": Behaviour(_EI, _APD),
-    "linux": Behaviour(_APD, _APD, Assignment.LATEST, timeout_s=30.0, clash_s=30.0),
+    "linux": Behaviour(_APD, _APD, Assignment.LATEST, timeout_s=30.0, clash_s=30.0, answered_s=120.0),
     "symmetric": Behaviour(_APD, _APD, Assignment.RANDOM),
     "symmetric-sequential": Behaviour(_APD, _APD, Assignment.SEQUENTIAL),
     "firewall": Behaviour(_EI, _APD, translates=False),
@@ -80,6 +81,7 @@ class _Mapping:
     expires_at: float
     talked_to: dict[object, float] = field(default_factory=dict)
     """What of other sides may answer, and until when."""
+    answered: bool = False
 
 
 class Nat:
@@ -116,14 +118,21 @@ class Nat:
         if mapping is None:
             mapping = _Mapping(inner, self._assigned(inner, to, now), key[1], 0.0)
             self._by_inner[key] = self._by_outer[mapping.outer, key[1]] = self._latest[inner] = mapping
-        mapping.expires_at = now + self.behaviour.timeout_s
-        mapping.talked_to[self.behaviour.filtering.of(to)] = mapping.expires_at
+        self._refresh(mapping, to, now)
         return mapping.outer
+
+    def _refresh(self, mapping: _Mapping, other: Endpoint, now: float) -> None:
+        lasts = self.behaviour.answered_s if mapping.answered and self.behaviour.answered_s else self.behaviour.timeout_s
+        mapping.expires_at = now + lasts
+        mapping.talked_to[self.behaviour.filtering.of(other)] = mapping.expires_at
 
     def inbound(self, outer: Endpoint, source: Endpoint, now: float) -> Endpoint | None:
         """Whom a datagram from `source` to `outer` reaches; None where it is refused."""
         mapping = self._by_outer.get((outer, self.behaviour.mapping.of(source)))
         if mapping is not None and mapping.expires_at > now and mapping.talked_to.get(self.behaviour.filtering.of(source), now) > now:
+            if self.behaviour.answered_s:
+                mapping.answered = True
+                self._refresh(mapping, source, now)
             return mapping.inner
         if self.behaviour.clash_s:
             self._refused[outer, source] = now + self.behaviour.clash_s

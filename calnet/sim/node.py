@@ -253,11 +253,11 @@ class Node:
         self.asleep = False
         self.network_changed()
 
-    def network_changed(self) -> None:
-        """What the daemon does when addresses or routes changed."""
+    def network_changed(self, *, moved: bool = False) -> None:
+        """What the daemon does when addresses or routes changed, and (`moved`) with them whence its packets come."""
         self.network_changed_at = self.now
         self.perform(self.paths.set_local_endpoints(self.local(), self.now))
-        self.perform(self.paths.network_changed(self.now))
+        self.perform(self.paths.network_changed(self.now, moved=moved))
 
     def _arm(self) -> None:
         deadline = self.paths.next_deadline()

@@ -82,7 +82,7 @@ class World:
 
     def node(self, realm: Realm, *addresses: str) -> Node:
         """A node at these addresses, on a port of its own choice as the product has it."""
-        node = Node(len(self.nodes) + 1, self.internet, realm, addresses, self.random.randrange(20_000, 60_000), self.random)
+        node = Node(len(self.nodes) + 1, self.internet, realm, addresses, self._any_port(), self.random)
         node.attach()
         node.world_relayed = lambda peer, data: self._relay(node, peer, data)  # type: ignore[method-assign]
         node.world_candidates = lambda peer, endpoints: self.tell_candidates(node, peer, endpoints)  # type: ignore[method-assign]
@@ -130,11 +130,14 @@ class World:
     # --- what happens
 
     def move(self, node: Node, realm: Realm, *addresses: str) -> None:
-        """To another network: it knows at once, and its connections die with the old address."""
+        """To another network, or another address: it knows at once, its connections die with the old address, and it takes another port as the product does."""
         node.detach()
-        node.realm, node.addresses = realm, addresses
+        node.realm, node.addresses, node.port = realm, addresses, self._any_port()
         node.attach()
-        node.network_changed()
+        node.network_changed(moved=True)
+
+    def _any_port(self) -> int:
+        return self.random.randrange(20_000, 60_000)
 
     def restart_server(self, down_s: float) -> None:
         """Control and relay go away, say so, and come back."""

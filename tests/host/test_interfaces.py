@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from calnet.host.interfaces import MAX_CANDIDATES, Interface, attached_prefixes, candidate_addresses
+from calnet.host.interfaces import MAX_CANDIDATES, Gateway, Interface, NetworkView, WayOut, attached_prefixes, candidate_addresses, way_out
 
 
 def interface(name: str, *addresses: str, up: bool = True, loopback: bool = False) -> Interface:
@@ -56,3 +56,24 @@ def test_attached_prefixes_are_subnets_of_all_interfaces_but_the_tunnels() -> No
         "calnet0",
     )
     assert [str(prefix) for prefix in found] == ["192.168.1.0/24", "2001:db8::/64", "172.17.0.0/16"]
+
+
+def network(*gateways: Gateway) -> NetworkView:
+    wired = interface("eth0", "10.9.0.4/24", "192.168.1.5/24", "192.168.1.6/24", "fe80::5/64", "2001:db8:1::5/64")
+    point_to_point = Interface(2, "ppp0", True, (ip_interface("203.0.113.4/32"),))
+    return NetworkView((wired, point_to_point, Interface(3, "wlan0", True, (ip_interface("2001:db8:2::7/64"),))), gateways)
+
+
+@pytest.mark.parametrize(
+    ("gateways", "expected"),
+    [
+        ((), None),
+        ((Gateway(0, "192.168.1.1", 1), Gateway(600, "", 2)), ("192.168.1.1", "192.168.1.5")),
+        ((Gateway(0, "", 2), Gateway(600, "192.168.1.1", 1)), ("", "203.0.113.4")),
+        ((Gateway(0, "fe80::1", 3), Gateway(600, "192.168.1.1", 1)), ("192.168.1.1", "192.168.1.5")),
+        ((Gateway(0, "fe80::1", 3),), ("fe80::1", "2001:db8:2::")),
+        ((Gateway(0, "192.168.1.1", 9),), None),
+    ],
+)
+def test_way_out_is_the_preferred_gateway_and_the_address_next_to_it(gateways: tuple[Gateway, ...], expected: tuple[str, str] | None) -> None:
+    assert way_out(network(*gateways)) == (None if expected is None else WayOut(expected[0], ip_address(expected[1])))

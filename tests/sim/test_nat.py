@@ -87,6 +87,15 @@ def test_mapping_ends_after_its_timeout_and_lives_while_used() -> None:
     assert len(box) == 1
 
 
+def test_linux_mapping_that_was_answered_lives_on_by_what_comes_in_and_keeps_its_port_from_a_neighbour() -> None:
+    box = nat("linux")
+    outer = box.outbound(ONE, PEER, 0.0)
+    assert [box.inbound(outer, PEER, at) for at in (10.0, 120.0, 230.0)] == [ONE] * 3
+    assert box.outbound(TWO, PEER, 340.0) != outer
+    assert box.inbound(outer, PEER, 351.0) is None
+    assert box.inbound(box.outbound(ONE, OTHER, 0.0), OTHER, 31.0) is None
+
+
 def test_permission_of_one_peer_ends_though_the_mapping_lives_on() -> None:
     box = nat("port-restricted", timeout_s=30.0)
     outer = box.outbound(ONE, PEER, 0.0)

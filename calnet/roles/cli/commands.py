@@ -97,7 +97,7 @@ def _node(parser: Parser) -> None:
     parser.value("--state-dir", str, "where keys and the last netmap are kept", metavar="DIR", default=NODE_STATE)
     parser.value("--socket", str, "where the local commands reach this daemon", metavar="PATH", default=NODE_SOCKET)
     parser.value("--tun", values.interface, "name of the network interface", metavar="NAME", default="calnet0")
-    parser.value("--port", values.port, "UDP port", metavar="PORT", shown="random, and kept")
+    parser.value("--port", values.port, "UDP port", metavar="PORT", shown="random, and kept until this machine moves to another address")
     parser.value("--mtu", values.mtu, "longest packets at first; raised to what paths are found to take, 1420 as a rule", metavar="BYTES", default=1280)
     parser.value("--operator", values.user, "a user who may change things as root may", metavar="USER")
 

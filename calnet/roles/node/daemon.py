@@ -20,6 +20,7 @@ from typing import Final
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import HostError, StateError
+from calnet.host.interfaces import WayOut, way_out
 from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
 from calnet.paths.way import Way
 from calnet.roles.node import routes
@@ -105,6 +106,7 @@ class Daemon:
         self._senders: dict[bytes, NodeId] = {}
         self._relay_keys: dict[NodeId, bytes] = {}
         self._stun: tuple[str, ...] = ()
+        self._way_out: WayOut | None = None
         self.trust_findings: tuple[Finding, ...] = ()
         self.host = HostKeeper(setup, wanted=self._wanted_on_host, moved=self._paths_changed, settled=self._host_settled, clock=clocks.elapsed)
         self.mapper = PortMapper(self._port_mapped, random=random, mark=mark)
@@ -298,11 +300,29 @@ class Daemon:
 
     def _paths_changed(self) -> None:
         log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
+        moved = self._moved()
         if self.engine is not None:
-            self.engine.network_changed(self.local_endpoints())
+            if moved and not self._fixed_port:
+                self._change_port(self.engine)
+            self.engine.network_changed(self.local_endpoints(), moved=moved)
         self._settle_mapping(afresh=True)
         self.relay.reconnect_now()
         self.control.reconnect_now()
+
+    def _moved(self) -> bool:
+        """Whether our packets leave from elsewhere than before."""
+        before, now = self._way_out, way_out(self.setup.view)
+        self._way_out = now or before
+        return before is not None and now is not None and now != before
+
+    def _change_port(self, engine: Engine) -> None:
+        """A router that had our packets from another address keeps that one's connections, and our port towards each peer with it (a Linux one for 120 s, and
+        for as long as the peer asks there): from the same port we would come to the peer as another, which its own router does not let in."""
+        engine.change_port()
+        try:
+            self.directory.save_prefs(replace(self.state.prefs, port=engine.port))
+        except StateError as error:
+            log.error("state_not_saved error=%s", error)
 
     def _settle_mapping(self, *, afresh: bool = False) -> None:
         """The mapper asks the present gateway for the present port, or nobody."""

@@ -103,6 +103,10 @@ SLOT: Final = 2048
 """Bytes of a packet that may be joined to others, its virtio header included."""
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
+LEFT: Final = -1
+"""The number of a UDP port that was ours until a moment ago…"""
+LEFT_S: Final = 3.0
+"""…and is read so long: a peer that is sent nothing from us notices within a second."""
 ERRORS_PER_SECOND: Final = 50
 HAIRPIN_TRIES: Final = 3
 BY_RELAY: Final = Route(None, True)
@@ -111,7 +115,7 @@ REJECTIONS_TO_TELL: Final = 3
 
 
 class DataPath:
-    """See the module's docstring. The caller opened `tun` and `udp` and closes them after `close`."""
+    """See the module's docstring. The caller opened `tun` and closes it after `close`, which closes `udp`."""
 
     def __init__(
         self,
@@ -129,8 +133,8 @@ class DataPath:
         more_udp: Callable[[], UdpTransport] | None = None,
         capabilities: tuple[str, ...] = (),
     ) -> None:
-        """`more_udp` opens a further UDP port (HostError where it can't), which the data path closes. `monotonic` goes on while the machine sleeps; `wall` is
-        Unix seconds in server time; `mtu` is the TUN interface's at first; it grows with what paths are found to take. `capabilities` are those that this
+        """`more_udp` opens a further UDP port (HostError where it can't), which the data path closes too. `monotonic` goes on while the machine sleeps; `wall`
+        is Unix seconds in server time; `mtu` is the TUN interface's at first; it grows with what paths are found to take. `capabilities` are those that this
         node announces."""
         self.mtu = mtu
         self._loop, self._tun, self._udp, self._tunnel, self._paths, self._host = loop, tun, udp, tunnel, paths, host
@@ -157,6 +161,8 @@ class DataPath:
         self._look: asyncio.TimerHandle | None = None
         self._running = False
         self._more_udp = more_udp
+        self._left: list[UdpTransport] = []
+        """Ports that were ours until a moment ago."""
         self._aes = AES in capabilities
         self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on, open_socket=self._open_socket)
         self._source = Source(None, None)
@@ -207,7 +213,10 @@ class DataPath:
         self._running = False
         self._sender.close()
         self._tun.unwatch(self._loop)
-        self._udp.unwatch(self._loop)
+        for udp in (self._udp, *self._left):
+            udp.unwatch(self._loop)
+            udp.close()
+        self._left.clear()
         for timer in (self._timer, self._look):
             if timer is not None:
                 timer.cancel()
@@ -258,12 +267,36 @@ class DataPath:
         self._effects += self._paths.set_local_endpoints(tuple(endpoints), self._now)
         self._settle()
 
-    def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
-        """The network changed, or the machine woke up: `endpoints` are the local ones now."""
+    @property
+    def port(self) -> int:
+        """The UDP port in use."""
+        return self._udp.port
+
+    def change_port(self) -> None:
+        """Another UDP port is in use from now on, if one can be had. What still comes to the old one is taken for LEFT_S, if it is data."""
+        udp = self._open_other()
+        if udp is None:
+            return
+        old, self._udp = self._udp, udp
+        udp.watch(self._loop, self._on_udp)
+        self._sender.change_socket(udp)
+        old.unwatch(self._loop)
+        old.watch(self._loop, lambda receive: self._on_udp(receive, LEFT))
+        self._left.append(old)
+        self._loop.call_later(LEFT_S, self._end_port, old)
+
+    def _end_port(self, udp: UdpTransport) -> None:
+        if udp in self._left:
+            self._left.remove(udp)
+            udp.unwatch(self._loop)
+            udp.close()
+
+    def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
+        """The network changed, or the machine woke up: `endpoints` are the local ones now. `moved`: packets leave from elsewhere."""
         self._begin()
         self._sender.forget_failures()
         self._effects += self._paths.set_local_endpoints(tuple(endpoints), self._now)
-        self._effects += self._paths.network_changed(self._now)
+        self._effects += self._paths.network_changed(self._now, moved=moved)
         self._settle()
 
     def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
@@ -656,7 +689,9 @@ class DataPath:
 
     def _not_data(self, datagram: memoryview) -> None:
         kind, source = classify(datagram), self._source
-        if kind is DatagramKind.TUNNEL_HANDSHAKE:
+        if source.socket == LEFT:  # an answer would come from elsewhere
+            self.dropped += 1
+        elif kind is DatagramKind.TUNNEL_HANDSHAKE:
             self._effects += self._tunnel.receive(datagram, source, self._now, self._wall())
         elif kind is DatagramKind.DISCOVERY:
             self._effects += self._paths.receive_probe(bytes(datagram), source, self._now)

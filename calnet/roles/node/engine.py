@@ -98,7 +98,9 @@ class Figures:
 class Engine(Protocol):
     """A running data path: TUN, UDP port, tunnel and paths."""
 
-    port: int
+    @property
+    def port(self) -> int:
+        """The UDP port in use."""
 
     @property
     def mtu(self) -> int:
@@ -121,7 +123,11 @@ class Engine(Protocol):
 
     def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None: ...
 
-    def network_changed(self, endpoints: Iterable[Endpoint]) -> None: ...
+    def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
+        """`endpoints` are the local ones now. `moved`: packets leave from elsewhere."""
+
+    def change_port(self) -> None:
+        """Another UDP port is in use from now on, if one can be had."""
 
     def stun_servers(self, servers: Iterable[Endpoint]) -> None: ...
 

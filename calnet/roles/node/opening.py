@@ -10,7 +10,7 @@ from calnet.crypto.keys import RandomBytes
 from calnet.errors import CalnetError
 from calnet.host.netlink import MARK
 from calnet.host.tun import TunDevice, open_tun
-from calnet.host.udp import UdpTransport, open_udp
+from calnet.host.udp import open_udp
 from calnet.model import Buffer, Endpoint, Netmap, NodeId
 from calnet.paths.explain import View
 from calnet.paths.mtu import ETHERNET
@@ -37,9 +37,12 @@ def super_packet_size(mtu: int) -> int:
 class RealEngine:
     """`engine.Engine` over a TUN device and a UDP port."""
 
-    def __init__(self, tun: TunDevice, udp: UdpTransport, tunnel: Tunnel, paths: Paths, path: DataPath) -> None:
-        self._tun, self._udp, self._tunnel, self._paths, self._path = tun, udp, tunnel, paths, path
-        self.port = udp.port
+    def __init__(self, tun: TunDevice, tunnel: Tunnel, paths: Paths, path: DataPath) -> None:
+        self._tun, self._tunnel, self._paths, self._path = tun, tunnel, paths, path
+
+    @property
+    def port(self) -> int:
+        return self._path.port
 
     @property
     def mtu(self) -> int:
@@ -66,8 +69,11 @@ class RealEngine:
     def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None:
         self._path.candidates(peer, endpoints)
 
-    def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
-        self._path.network_changed(endpoints)
+    def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
+        self._path.network_changed(endpoints, moved=moved)
+
+    def change_port(self) -> None:
+        self._path.change_port()
 
     def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         self._path.mapped_endpoints(endpoints)
@@ -96,7 +102,6 @@ class RealEngine:
 
     def close(self) -> None:
         self._path.close()
-        self._udp.close()
         self._tun.close()
 
 
@@ -125,10 +130,10 @@ def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Cloc
             wall=host.now,
             random=random,
             mtu=mtu,
-            more_udp=lambda: open_udp(0, mark=MARK),
+            more_udp=lambda: open_udp(0, mark=MARK, report=host.health),
             capabilities=capabilities,
         )
         path.start()
-        return RealEngine(device, udp, tunnel, paths, path)
+        return RealEngine(device, tunnel, paths, path)
 
     return open_engine

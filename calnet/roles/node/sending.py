@@ -124,6 +124,12 @@ class Sender:
         self._in_use = {} if all_ else {endpoint: use for endpoint, use in self._in_use.items() if max(use.named_at, use.sent_at) > since}
         self._close(self._more.keys() - self._numbers_in_use())
 
+    def change_socket(self, udp: UdpTransport) -> None:
+        """The first socket is another one now."""
+        before, self._udp = self._udp, udp
+        if self._awaited is before:
+            self._go_on()
+
     def forget_failures(self) -> None:
         """The network changed."""
         for udp in (self._udp, *self._more.values()):

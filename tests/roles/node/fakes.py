@@ -251,7 +251,7 @@ class FakeEngine:
         self.statuses: dict[NodeId, PeerStatus] = {}
         self.answers: list[PingAnswer] = []
         self.views: tuple[View, View | None] = (View("none", False, False, True, MappingBehaviour.UNKNOWN), None)
-        self.closed = False
+        self.closed = self.moved = False
 
     def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
         self.ways = dict(ways)
@@ -269,8 +269,11 @@ class FakeEngine:
     def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None:
         self.candidates_in.append((peer, tuple(endpoints)))
 
-    def network_changed(self, endpoints: Iterable[Endpoint]) -> None:
-        self.endpoints = tuple(endpoints)
+    def change_port(self) -> None:
+        self.port += 1
+
+    def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
+        self.endpoints, self.moved = tuple(endpoints), moved
         self.host.publish_endpoints(self.endpoints)
 
     def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:

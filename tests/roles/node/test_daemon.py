@@ -20,7 +20,7 @@ from calnet.errors import (
     TimedOutError,
     UnreachableError,
 )
-from calnet.host.interfaces import Interface, NetworkView
+from calnet.host.interfaces import Gateway, Interface, NetworkView
 from calnet.host.netlink import LinkConfig, numbers_for
 from calnet.model import Endpoint, NodeId, NodeKey
 from calnet.roles.node import daemon as daemon_module
@@ -429,6 +429,46 @@ def test_network_change_is_told_to_the_data_path_and_published(tmp_path: Path) -
         expected = Endpoint("203.0.113.9", world.engine.port)
         await until(lambda: world.engine.endpoints == (expected,))
         await until(lambda: control.Publish((str(expected),)) in world.server.heard)
+
+    run(tmp_path, script)
+
+
+def endpoints(*texts: tuple[str, int]) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(*text) for text in texts)
+
+
+def test_move_takes_another_port_and_keeps_it(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        first = world.engine.port
+        wired = Interface(2, "eth0", True, (IPv4Interface("192.0.2.7/24"),))
+        world.network.change(NetworkView((wired,), (Gateway(0, "192.0.2.1", 2),)))
+        await until(lambda: world.daemon.setup.view.gateways)
+        await until(lambda: world.engine.endpoints == endpoints(("192.0.2.7", first)))
+        assert not world.engine.moved
+        wireless = Interface(3, "wlan0", True, (IPv4Interface("192.0.2.8/24"),))
+        world.network.change(NetworkView((wired, wireless), (Gateway(0, "192.0.2.1", 2), Gateway(600, "192.0.2.1", 3))))
+        await until(lambda: world.engine.endpoints == endpoints(("192.0.2.7", first), ("192.0.2.8", first)))
+        assert not world.engine.moved, "the way out is the same"
+        world.network.change(NetworkView((wired,)))
+        await until(lambda: world.engine.endpoints == endpoints(("192.0.2.7", first)))
+        world.network.change(NetworkView((wireless,), (Gateway(600, "192.0.2.1", 3),)))
+        await until(lambda: world.engine.moved)
+        assert world.engine.endpoints == (Endpoint("192.0.2.8", first + 1),)
+        assert world.daemon.state.prefs.port == world.daemon.udp_port() == first + 1
+
+    run(tmp_path, script)
+
+
+def test_port_that_the_user_fixed_stays_over_a_move(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot(fixed_port=41_641)
+        await world.up()
+        for last in (7, 8):
+            world.network.change(NetworkView((Interface(2, "eth0", True, (IPv4Interface(f"192.0.2.{last}/24"),)),), (Gateway(0, "192.0.2.1", 2),)))
+            await until(lambda: world.engine.endpoints == endpoints((f"192.0.2.{last}", 41_641)) and world.daemon.setup.view.gateways)  # noqa: B023 - awaited here
+        await until(lambda: world.engine.moved)
 
     run(tmp_path, script)
 

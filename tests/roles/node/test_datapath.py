@@ -16,7 +16,7 @@ from calnet.host.tun import Offloads
 from calnet.host.udp import Received
 from calnet.model import Endpoint, FilterRule, NodeId, Peer, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed, describe_route
-from calnet.roles.node.datapath import ERRORS_PER_SECOND, READ_BATCH, REUSE_S
+from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, READ_BATCH, REUSE_S
 from calnet.roles.node.waiting import QUEUE_PACKETS
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
 from tests.roles.node.datapath_world import EVERYWHERE, WALL, Node, World, ends, give, play
@@ -394,7 +394,7 @@ class Scripted:
         return 5, self.answer
 
     def __getattr__(self, name: str) -> Callable[..., list[object]]:
-        def call(*arguments: object) -> list[object]:
+        def call(*arguments: object, **_named: object) -> list[object]:
             self.calls.append((name, *arguments))
             return []
 
@@ -413,6 +413,54 @@ def test_route_with_endpoint_and_relay_sends_both_and_delivers_once() -> None:
         await world.passes(1)
         assert two.packets() == cut(packet, 1228) * 2
         assert one.relayed > 30
+
+    play(scene)
+
+
+def test_other_port_is_used_at_once_and_what_still_comes_to_the_old_one_is_taken_for_a_moment() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair(paths=Scripted)
+        for node, peer in ((one, two), (two, one)):
+            node.paths.where = Route(peer.endpoint, False)
+        give(one, udp(b"1", ends(1, 2)))
+        await world.passes(1)
+        two.packets()
+        old = one.udp
+        one.path.change_port()
+        assert one.path.port != old.port
+        two.paths.calls.clear()
+        give(one, udp(b"2", ends(1, 2)))
+        give(two, udp(b"3", ends(2, 1)))  # to the old port: nobody has told it
+        await world.passes(1)
+        assert two.packets() == [udp(b"2", ends(1, 2))]
+        sources = {call[2].endpoint for call in two.paths.calls if call[0] == "data_received"}
+        assert sources == {Endpoint("192.0.2.1", one.path.port)}
+        assert one.packets() == [udp(b"3", ends(2, 1))]
+        one.paths.calls.clear()
+        two.udp.send(one.endpoint, b"\xca\x17" + bytes(60), 62)
+        await world.passes(1)
+        assert not [call for call in one.paths.calls if call[0] == "receive_probe"], "the answer would come from elsewhere"
+        await world.passes(LEFT_S)
+        assert old not in world.network._ports.values()
+        give(two, udp(b"4", ends(2, 1)))
+        await world.passes(1)
+        assert one.packets() == []
+
+    play(scene)
+
+
+def test_port_stays_where_no_other_can_be_had_and_all_are_closed_at_the_end() -> None:
+    async def scene(world: World) -> None:
+        one, _ = world.pair()
+        first = one.udp
+        one.path.change_port()
+        port = one.path.port
+        one.path._more_udp = None
+        one.path.change_port()
+        assert one.path.port == port
+        second = one.path._udp
+        one.path.close()
+        assert not {first, second} & set(world.network._ports.values())
 
     play(scene)
 

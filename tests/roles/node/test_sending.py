@@ -103,6 +103,17 @@ def test_full_socket_holds_runs_in_order_until_it_is_writable(scene: Scene) -> N
     assert scene.told == ["stalled", "resumed"]
 
 
+def test_what_is_held_for_the_first_socket_goes_by_the_one_that_takes_its_place(scene: Scene) -> None:
+    scene.port.room = 0
+    scene.run(b"aa")
+    other = Port()
+    scene.sender.change_socket(other)  # type: ignore[arg-type]
+    scene.run(b"bb")
+    assert [data for _, data, _ in other.sent] == [b"aa", b"bb"]
+    assert scene.told == ["stalled", "resumed"]
+    assert not scene.port.sent
+
+
 def test_full_socket_holds_no_more_than_its_bound(scene: Scene) -> None:
     scene.port.room = 0
     assert [scene.run(b"aa") for _ in range(MAX_HELD + 2)] == [0] * MAX_HELD + [1, 1]
