@@ -1,5 +1,5 @@
 """All benches in one command: python -m bench [--quick] [--write FILE] [BENCH …], by default all: startup, throughput, exact, first_packet, memory, quiet,
-matrix, recovery, relay, control, policy and simulation.
+matrix, hard_pairs, recovery, relay, control, policy and simulation.
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
 table between the two marker comments there. Needs root, ip and nft (except startup, relay, control and simulation); startup needs the built file, throughput
@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.table import Row, markdown, print_table
 from calnet.errors import CalnetError
 
-BENCHES = ("startup", "throughput", "exact", "first_packet", "memory", "quiet", "matrix", "recovery", "relay", "control", "policy", "simulation")
+BENCHES = ("startup", "throughput", "exact", "first_packet", "memory", "quiet", "matrix", "hard_pairs", "recovery", "relay", "control", "policy", "simulation")
 BEGIN, END = "<!-- figures: python -m bench --write -->", "<!-- end of figures -->"
 
 

@@ -1,4 +1,4 @@
-"""A server and two nodes behind port-restricted routers, as several benches need them, and the program they run."""
+"""A server and two nodes behind routers, port-restricted ones where nothing else is said, as several benches need them, and the program they run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(latency_s: float = 0.0) -> Iterator[Pair]:
-    """`latency_s`: how long the internet takes, each way."""
+def pair(latency_s: float = 0.0, kinds: tuple[NatKind, NatKind] = (NatKind.PORT_RESTRICTED, NatKind.PORT_RESTRICTED)) -> Iterator[Pair]:
+    """`latency_s`: how long the internet takes, each way; `kinds` of alice's site and of bob's."""
     with Lab() as lab:
         if latency_s:
             lab.delay(latency_s)
         server = Server(lab.public_host("server"), program())
         server.start()
         key = server.create_key("--reusable")
-        sites = lab.site("alice", NatKind.PORT_RESTRICTED), lab.site("bob", NatKind.PORT_RESTRICTED)
+        sites = lab.site("alice", kinds[0]), lab.site("bob", kinds[1])
         nodes = []
         for site in sites:
             name = site.host.name

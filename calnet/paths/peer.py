@@ -9,7 +9,8 @@ Theory of operation. Four states:
               goes to `best`, which had never failed, and leaves it if no answer comes.
 
     RELAYED → DIRECT    a candidate answers a probe
-    DIRECT  → DOUBTED   nothing authenticated from `best` in time; the peer seems not to hear us, and `best` doesn't answer; the network changed
+    DIRECT  → DOUBTED   nothing authenticated from `best` in time; the peer seems not to hear us, and `best` doesn't answer; the peer tells other candidates
+                        than `best`, which it had told; the network changed
     DIRECT  → ASLEEP    trust ran out while idle
     DOUBTED → DIRECT    `best` or another candidate answers
     DIRECT, DOUBTED, ASLEEP → RELAYED   6.5 s without an answer although asked; or `best` carries no data for 20 s, or less than the relay (delivery.py), and
@@ -224,9 +225,14 @@ class PeerPath:
 
     def told(self, endpoints: tuple[Endpoint, ...], now: float, *, wake: bool) -> list[PeerAction]:
         """The peer's candidates. `wake`: it asks to be probed now; else (a netmap) only new ones matter, and only while data flows."""
-        new = self.candidates.tell(endpoints, now, self._overlay, None if self.best is None else self.best.endpoint)
+        best = self.best
+        new = self.candidates.tell(endpoints, now, self._overlay, None if best is None else best.endpoint)
         if self.state is PathState.DIRECT:
-            return self._probe_all(now) if new and self.active(now) else []
+            if not new or not self.active(now):
+                return []
+            if wake and best is not None and best.told and best.endpoint not in endpoints:
+                return self._enter(PathState.DOUBTED, "the peer says it is elsewhere") + self._begin_attempt(now, told=True)
+            return self._probe_all(now)
         if wake and self.way is not Way.RELAY:
             return self._begin_attempt(now, told=True)
         return self._begin_attempt(now) if new and self.active(now) else []

@@ -508,3 +508,34 @@ def test_data_that_goes_by_relay_for_a_trial_expects_no_answer_from_the_path() -
     assert waiting.state is PathState.DOUBTED
     nowhere, now = relayed()
     assert nowhere.ask(now) == []
+
+
+def test_peer_that_tells_other_candidates_than_the_path_in_use_is_sent_data_both_ways_until_one_answers() -> None:
+    path, now = direct()
+    assert Probe(ELSE, False) in path.told((LAN, ELSE), now, wake=True)
+    assert path.route == Route(WAN, True)
+    path.pong_received(ELSE, 0.05, now + 0.1)
+    assert path.route == Route(ELSE, False)
+    for told in ((LAN, WAN, ELSE), (LAN,), ()):
+        path, now = direct()
+        path.told(told, now, wake=True)
+        assert path.route == Route(WAN, False), "it is there still, or nothing else is"
+
+
+def test_move_proves_nothing_and_opens_our_own_side_before_it_knocks_at_the_peers() -> None:
+    path, now = direct()
+    actions = path.network_changed(now, moved=True)
+    assert Exchange() in actions
+    assert Probe(WAN, False, opening=True) in actions
+    assert path.route == RELAY
+    actions = path.told((LAN, WAN), now + 0.5, wake=True) + path.on_timer(now + 1.0)
+    assert not any(isinstance(action, Probe) and action.endpoint == WAN and not action.opening for action in actions), "it may have told that before it heard"
+    assert Probe(WAN, False) in path.on_timer(now + c.OPENING + 0.2)
+    path.pong_received(WAN, 0.05, now + 2.5)
+    assert path.route == Route(WAN, False)
+
+
+def test_move_without_a_relay_goes_on_by_the_path_that_was_and_knocks_at_once() -> None:
+    path, now = direct(relay=False)
+    assert Probe(WAN, False) in path.network_changed(now + 1.0, moved=True)
+    assert path.route == Route(WAN, False)

@@ -97,6 +97,7 @@ class ControlClient:
         self._last_heard = 0.0
         self._last_sent = 0.0
         self._reconnecting = Reconnecting(random)
+        self._moved = asyncio.Event()
         self.connected = False
 
     @property
@@ -133,6 +134,12 @@ class ControlClient:
     def reconnect_now(self) -> None:
         """Don't wait for the backoff: the network changed."""
         self._reconnecting.now()
+
+    def moved(self) -> None:
+        """Packets leave from elsewhere, but not those of the session: a new one takes its place now. (It would be silent for two minutes before it counts as
+        dead.)"""
+        self._reconnecting.now(after_this=self.connected)
+        self._moved.set()
 
     # --- requests ---
 
@@ -209,6 +216,7 @@ class ControlClient:
         channel = Channel.client(self._control_key, self._server_key, PrivateKey.generate(self._random))
         welcome = await self._greet(socket, channel)
         self._channel, self.connected, self._subscribed = channel, True, False
+        self._moved.clear()
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
         self._heard()
@@ -217,7 +225,7 @@ class ControlClient:
         self._events.control_connected(welcome)
         if welcome.state != "unregistered":
             self.subscribe()
-        await together(self._write(socket, channel), self._read(socket, channel), self._keep_alive())
+        await together(self._write(socket, channel), self._read(socket, channel), self._keep_alive(), self._until_moved())
 
     async def _greet(self, socket: MessageSocket, channel: Channel) -> control.Welcome:
         try:
@@ -258,6 +266,10 @@ class ControlClient:
             for part in channel.send(control.encode(message)):
                 await socket.send(part)
             self._last_sent = loop.time()
+
+    async def _until_moved(self) -> None:
+        await self._moved.wait()
+        raise UnreachableError("this machine's packets leave from another address now")
 
     async def _keep_alive(self) -> None:
         loop, number = asyncio.get_running_loop(), 0

@@ -148,6 +148,11 @@ class ControlLink:
         if self.client is not None:
             self.client.reconnect_now()
 
+    def moved(self) -> None:
+        """Packets leave from elsewhere: the session ends, and a new one begins at once."""
+        if self.client is not None:
+            self.client.moved()
+
     def forget_netmap(self) -> None:
         """The netmap counts no more, on disk either. StateError where that can't be."""
         self.netmap = None

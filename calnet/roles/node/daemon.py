@@ -128,6 +128,7 @@ class Daemon:
         """Clean what a crash left, then come up if the user wanted it so. HostError, StateError: the daemon can't run."""
         await self.setup.clean_leftovers()
         await self.setup.look()
+        self._way_out = way_out(self.setup.view)
         self.control.load()
         watch = self.setup.network.watch(self.host.network_changed)
         self._watch = watch.close
@@ -299,15 +300,18 @@ class Daemon:
         self._tell()
 
     def _paths_changed(self) -> None:
-        log.info("network_changed addresses=%s", ",".join(str(address) for address in self.setup.candidates(())))
         moved = self._moved()
+        log.info("network_changed moved=%s addresses=%s", moved, ",".join(str(address) for address in self.setup.candidates(())))
         if self.engine is not None:
             if moved and not self._fixed_port:
                 self._change_port(self.engine)
             self.engine.network_changed(self.local_endpoints(), moved=moved)
         self._settle_mapping(afresh=True)
-        self.relay.reconnect_now()
-        self.control.reconnect_now()
+        for link in (self.relay, self.control):
+            if moved:
+                link.moved()
+            else:
+                link.reconnect_now()
 
     def _moved(self) -> bool:
         """Whether our packets leave from elsewhere than before."""

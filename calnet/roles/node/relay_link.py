@@ -100,6 +100,10 @@ class RelayLink:
         """A connection gives no sign of life. It goes on, in case it does, until a second one takes its place."""
         if leg is self._leg and self._next is None:
             log.warning("relay_stalled url=%s", shown(self._url))
+            self._replace(leg)
+
+    def _replace(self, leg: _Leg) -> None:
+        if self._next is None:
             leg.client.end_with_connection()
             self._stalled = True
             self._next = self._new_leg(leg.key)
@@ -154,6 +158,12 @@ class RelayLink:
         """Don't wait for a backoff: the network changed."""
         if self._leg is not None:
             self._leg.client.reconnect_now()
+
+    def moved(self) -> None:
+        """Packets leave from elsewhere, but not those of the connection: another one is made beside it at once."""
+        self.reconnect_now()
+        if self._leg is not None and self._leg.client.connected:
+            self._replace(self._leg)
 
     async def measure(self) -> float | None:
         """The round trip to the relay in seconds, or None."""

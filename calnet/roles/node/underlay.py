@@ -314,6 +314,7 @@ class Reconnecting:
     def __init__(self, random: RandomBytes) -> None:
         self._random = random
         self._wake = asyncio.Event()
+        self._pausing = False
         self.stopped = False
 
     async def run(self, connection: Callable[[], Awaitable[None]], lost: Callable[[CalnetError], None]) -> None:
@@ -342,14 +343,17 @@ class Reconnecting:
     async def _pause(self, seconds: float) -> None:
         if self.stopped:
             return
-        self._wake.clear()
+        self._pausing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+        self._pausing = False
+        self._wake.clear()
 
-    def now(self) -> None:
-        """Don't wait for the backoff: the network changed."""
-        self._wake.set()
+    def now(self, *, after_this: bool = False) -> None:
+        """Don't wait for the backoff: the network changed. `after_this`: nor where the connection that stands ends now."""
+        if self._pausing or after_this:
+            self._wake.set()
 
     def stop(self) -> None:
         """Make no further connection: `run` returns when this one ends."""

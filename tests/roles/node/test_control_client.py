@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from calnet.errors import TimedOutError, UnreachableError
-from calnet.roles.node import control_client
+from calnet.roles.node import control_client, underlay
 from calnet.roles.node.underlay import backoff
 from calnet.wire import control
 from tests.roles.node.fakes import World, a_netmap, a_peer, run, until
@@ -52,6 +52,23 @@ def test_defect_at_a_netmap_costs_a_session_and_the_next_one_goes_on(tmp_path: P
 
     run(tmp_path, script)
     assert "connection_failed error=ZeroDivisionError" in caplog.text
+
+
+def test_move_begins_a_new_session_without_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underlay, "backoff", lambda attempt, fraction: 60.0)
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        first = world.server.session
+        world.daemon.control.moved()
+        await until(lambda: len(world.server.sessions) == 2 and world.server.session is not first)
+        await world.call("wait", timeout_s=20)
+        await world.server.change(a_netmap(2, (a_peer(8),)))
+        await until(lambda: world.engine.netmaps[-1][0].version == 2)
+        assert len(world.server.sessions) == 2
+
+    run(tmp_path, script)
 
 
 def test_client_told_an_unknown_message_ignores_it(tmp_path: Path) -> None:

@@ -257,6 +257,18 @@ def test_change_of_network_asks_the_connection_that_stands(monkeypatch: pytest.M
     with_link(script)
 
 
+def test_move_replaces_the_connection_without_waiting_for_its_answer() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        link.moved()
+        link.moved()
+        await until(lambda: len(server.relays) == 2 and user.states == [True, True])
+        link.send(b"p" * 32, [b"arrives"])
+        await until(lambda: server.relays[1].datagrams == [(b"p" * 32, b"arrives")])
+
+    with_link(script)
+
+
 def test_stalled_connection_that_ends_before_the_next_one_stands_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_client, "ANSWER_S", 0.05)
 
