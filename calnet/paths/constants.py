@@ -59,9 +59,9 @@ NO_DATA_AFTER: Final = 20.0
 """A path on which data was sent for so long without any coming back is left. More than WireGuard's passive keepalive (10 s) and re-handshake (15 s)."""
 NO_DATA_SENDING: Final = 15.0
 """…and the sending has to have gone on for so long."""
-AVOIDED_AFTER: Final = 10.0
-"""A path on which data is sent while the peer's own comes by relay alone for so long is left, too: the peer has left it. Longer than a search for the MTU, in
-which long packets go by relay."""
+AVOIDED_AFTER: Final = 20.0
+"""A path on which data is sent while the peer's own comes by relay alone for so long is left, too: the peer has left it. Longer than a trial of the relay
+(delivery.py), and than a search for the MTU, in which long packets go by relay."""
 AVOIDED_GAP: Final = 3.0
 """…and comes at least so often."""
 HOLD_FIRST: Final = 60.0

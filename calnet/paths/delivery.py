@@ -5,17 +5,21 @@ side counts the bytes that it sends to its peer and gets from it, directly and b
 answers with its counts as they were when the mark came (a tally), so that what is still on its way is never taken for lost, however long the path's queues.
 From one tally to the next is an interval. Who sends little sends no marks, and whoever is only asked keeps two numbers.
 
-    WATCHING   data goes as the path says. Where at least LOSSY of it is lost in each interval for LASTS, and MUCH in all, the relay is asked by a mark
-               (a peer that has no relay says nothing, and nothing happens), and if it answers, tried.
+    WATCHING   data goes as the path says. Where at least LOSSY of it is lost in an interval, and of all that was sent since another such one LASTS ago, and
+               MUCH in all, the relay is asked by a mark (a peer that has no relay says nothing, and nothing happens), and if it answers, tried.
     TRYING     data goes by relay alone, marked each second. Where that carries GAIN times what the path did, the path is left (`LeavePath`); else…
     RETURNING  …data goes both ways until the path has answered a probe, so that nothing is lost where it died meanwhile; then WATCHING, and no trial
                for a while, each time twice as long.
 
+A throttled flow does not lose all the time. TCP with BBR that has recognised a policer (20 % lost at a steady rate) sends at that rate for 48 round trips (5 s
+and more where packets are few), loses nothing, and then tries more. So loss counts over all since the trouble began, good intervals included. And it goes on
+like that when the relay is tried: a trial whose flow comes to about as much as on the path takes TRIAL_LONGEST.
+
 An application that sends little, or stops, must not be taken for a path that carries little. The path is judged by loss, not by rate: without loss there is
-no trial, however slow the flow. In the comparison the path counts by the best of its last intervals and the relay by its mean over the whole trial, so that
-the gaps of a bursty flow don't help the relay; one that sends at its own pace comes to no more than 1 / (1 - loss) times as much. A relay that delivered all it
-was given, and was given little, proves nothing: the trial is repeated without a longer pause. An application that happens to begin in earnest during a trial
-can't be told from a path that held it back: that costs one hold, after which the path is tried again with the flow as it is then.
+no trial, however slow the flow. In the comparison the path counts by the best interval since the trouble began and the relay by its mean over the whole
+trial, so that the gaps of a bursty flow don't help the relay; one that sends at its own pace comes to no more than 1 / (1 - loss) times as much. A relay that
+delivered all it was given, and was given little, proves nothing: the trial is repeated without a longer pause. An application that happens to begin in earnest
+during a trial can't be told from a path that held it back: that costs one hold, after which the path is tried again with the flow as it is then.
 
 Error contract: nothing raises. What a peer tells is believed as far as it was sent: by lying it moves its own packets to the relay, or keeps them from it.
 """
@@ -51,22 +55,26 @@ LASTS: Final = 6.0
 """After the first such interval, in which the trouble began."""
 MUCH: Final = 32_768
 """Bytes, some 25 full packets: at 3 % of as many, a loss of 1 % comes to that once in a million."""
-INTERVALS: Final = 3
-"""The best of the last ones is what the path carries."""
+REMEMBERED: Final = 12
+"""Intervals among which the trouble may have begun: more than the 48 round trips for which BBR, having recognised a policer, loses nothing."""
 FAST: Final = 5_000_000.0
 """Bytes a second: a path that carries as much is not throttled, and would be a burden for the relay."""
 FRESH: Final = 2.0
 """So soon the relay's answer has to come, before a trial and at its start."""
-TRIAL: Final = 6.0
-"""The longest, enough for a TCP flow to grow…"""
 TRIAL_LEAST: Final = 3.0
-"""…and after so long it ends where the outcome is clear: CLEAR times what the path carried, or less than one part in POOR."""
+"""After so long it ends where the outcome is clear: CLEAR times what the path carried, or less than one part in POOR, and not all that was given…"""
+TRIAL: Final = 6.0
+"""…after so long, enough for most TCP flows to grow, where it is GAIN times or less than one part in POOR…"""
+TRIAL_LONGEST: Final = 15.0
+"""…and else, where the flow goes on as on the path, at last: its sender may not have tried more before (BBR's 48 round trips)."""
 TRIAL_MARK_EVERY: Final = 1.0
 GAIN: Final = 2.0
 CLEAR: Final = 4.0
 POOR: Final = 2.0
 NOTHING_MISSING: Final = 4_096
-"""Bytes on their way: as long as no more are (or LOSSY of what the relay was given) it has delivered everything."""
+"""Bytes: as long as no more have not come (or LOSSY of what the relay was given) it has delivered everything."""
+LATE: Final = 0.1
+"""An answer that takes so much more than twice as long as the first was behind a queue: what was sent meanwhile should have come, too."""
 PAUSE_FIRST: Final = 60.0
 PAUSE_LONGEST: Final = 3600.0
 """Between trials that were in vain; doubled each time, and forgotten where as long again passes without one."""
@@ -131,25 +139,41 @@ class _Base:
     got: int
 
 
-@dataclass(slots=True)
-class _Streak:
-    """Intervals with loss, one after the other. `rates` are bytes a second that arrived in the last ones."""
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    """When it ended, the bytes sent in it and what of them was lost, and bytes a second that arrived."""
 
-    since: float
+    ended: float
     sent: int
     lost: int
-    rates: deque[float]
+    rate: float
+
+    @property
+    def lossy(self) -> bool:
+        return self.lost >= LOSSY * self.sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """The share that the path lost since it began, and what it carried in the best interval, in bytes a second."""
+
+    share: float
+    carried: float
 
 
 @dataclass(slots=True)
 class _Trial:
-    """`direct` is what the path carried in bytes a second, `share` what it lost; `got` what came by relay of what was sent since `sent_before`."""
+    """`got` is what came by relay of what was sent since `sent_before`.
+
+    Answers take `rtt` where there is no queue. Without a tally it ends at `ends`; `told`: there was one.
+    """
 
     began: float
-    direct: float
-    share: float
+    trouble: _Trouble
     got_before: int
     sent_before: int
+    rtt: float
+    ends: float
     got: int = 0
     told: bool = False
 
@@ -160,6 +184,7 @@ class Delivery:
     __slots__ = (
         "_base",
         "_endpoint",
+        "_intervals",
         "_mark_at",
         "_mark_bytes",
         "_marks",
@@ -168,7 +193,6 @@ class Delivery:
         "_pause",
         "_rest_until",
         "_returned_at",
-        "_streak",
         "_told",
         "_trial",
         "got_direct",
@@ -198,7 +222,7 @@ class Delivery:
 
     def _forget_flow(self) -> None:
         self._base: _Base | None = None
-        self._streak: _Streak | None = None
+        self._intervals: deque[_Interval] = deque(maxlen=REMEMBERED)
         self._mark_bytes = self.sent_direct + MARK_BYTES
 
     # --- events
@@ -258,16 +282,15 @@ class Delivery:
     def deadline(self) -> float | None:
         """When `on_timer` has something to do."""
         if self._trial is not None:
-            ends = self._trial.began + (TRIAL if self._trial.told else FRESH)
-            return min(ends, self._mark_at)
+            return min(self._trial.ends, self._mark_at)
         return self._returned_at + RETURN_WITHIN if self.phase is Phase.RETURNING else None
 
     def on_timer(self, now: float) -> Sequence[DeliveryAction]:
         """Do what is due; calling early is harmless."""
         trial = self._trial
         if trial is not None:
-            if now >= trial.began + (TRIAL if trial.told else FRESH):
-                return self._judge(trial, now)
+            if now >= trial.ends:
+                return self._judge(trial, self.sent_relayed, now)
             return [self._mark(now, relay=True)] if now >= self._mark_at else _NO_ACTIONS
         if self.phase is Phase.RETURNING and now >= self._returned_at + RETURN_WITHIN:
             self.phase = Phase.WATCHING
@@ -291,21 +314,12 @@ class Delivery:
         self._base = _Base(mark.at, mark.direct, got)
         self._mark_at, self._mark_bytes = mark.at + MARK_EVERY, mark.direct + MARK_BYTES
         if base is None or mark.at - base.at > LONGEST_INTERVAL:
-            self._streak = None
+            self._intervals.clear()
             return _NO_ACTIONS
         sent = mark.direct - base.sent
         arrived = min(got - base.got, sent)
-        if sent - arrived < LOSSY * sent:
-            self._streak = None
-        elif self._streak is None:
-            self._streak = _Streak(mark.at, 0, 0, deque(maxlen=INTERVALS))
-        else:
-            self._streak.sent += sent
-            self._streak.lost += sent - arrived
-            self._streak.rates.append(arrived / (mark.at - base.at))
-            if self._is_bad(self._streak, now):
-                return [self._mark_relay(now)]
-        return _NO_ACTIONS
+        self._intervals.append(_Interval(mark.at, sent, sent - arrived, arrived / (mark.at - base.at)))
+        return [self._mark_relay(now)] if self._trouble(now) is not None else _NO_ACTIONS
 
     def _mark_relay(self, now: float) -> SendMark:
         """Asks the relay, and leaves the next mark among the data when it was due."""
@@ -314,48 +328,56 @@ class Delivery:
         self._mark_at = due
         return mark
 
-    def _is_bad(self, streak: _Streak, now: float) -> bool:
-        """Whether the relay should be tried."""
-        lasted = self._base is not None and self._base.at - streak.since >= LASTS
-        return lasted and streak.lost >= MUCH and max(streak.rates) <= FAST and now >= self._rest_until
+    def _trouble(self, now: float) -> _Trouble | None:
+        """What the relay should be tried for: there is loss now, and much of all since a lossy interval LASTS ago was lost."""
+        if not self._intervals or not self._intervals[-1].lossy or now < self._rest_until:
+            return None
+        found: _Trouble | None = None
+        sent, lost, carried = 0, 0, 0.0
+        for interval in reversed(self._intervals):
+            lasted = self._intervals[-1].ended - interval.ended >= LASTS
+            if lasted and interval.lossy and lost >= max(MUCH, LOSSY * sent):
+                found = _Trouble(lost / sent, carried)
+            sent, lost, carried = sent + interval.sent, lost + interval.lost, max(carried, interval.rate)
+            if carried > FAST:
+                break
+        return found
 
     # --- trials
 
     def _relay_answered(self, got: int, mark: _Mark, now: float) -> Sequence[DeliveryAction]:
-        streak = self._streak  # what was bad when the relay was asked may have ended since, and another have begun
-        if streak is None or not self._is_bad(streak, now) or now > mark.at + FRESH or self.phase is not Phase.WATCHING:
+        trouble = self._trouble(now)  # what there was when the relay was asked may have ended since
+        if trouble is None or now > mark.at + FRESH or self.phase is not Phase.WATCHING:
             return _NO_ACTIONS
-        self._trial = _Trial(now, max(streak.rates), streak.lost / streak.sent, got, self.sent_relayed)
+        self._trial = _Trial(now, trouble, got, self.sent_relayed, now - mark.at, now + FRESH)
         self.phase = Phase.TRYING
         return [TryRelay(), self._mark(now, relay=True)]
 
     def _tried(self, trial: _Trial, mark: _Mark, got: int, now: float) -> Sequence[DeliveryAction]:
         if not mark.relay:
             return _NO_ACTIONS
-        trial.told = True
+        trial.told, trial.ends = True, max(now + FRESH, trial.began + TRIAL)
         trial.got = min(got - trial.got_before, mark.relayed - trial.sent_before)
-        return self._judge(trial, now)
+        late = now - mark.at > 2 * trial.rtt + LATE
+        return self._judge(trial, self.sent_relayed if late else mark.relayed, now)
 
-    def _judge(self, trial: _Trial, now: float) -> Sequence[DeliveryAction]:
+    def _judge(self, trial: _Trial, due: int, now: float) -> Sequence[DeliveryAction]:
+        """`due`: all that was sent by relay until then should have come by now."""
         took = now - trial.began
-        rate = trial.got / took if took > 0 else 0.0
-        over = took >= (TRIAL if trial.told else FRESH)
-        if not over and took < TRIAL_LEAST:
+        if took < min(TRIAL_LEAST, trial.ends - trial.began):
             return _NO_ACTIONS
-        if trial.got >= MUCH and rate >= (GAIN if over else CLEAR) * trial.direct:
+        rate = trial.got / took
+        if trial.got >= MUCH and rate >= (CLEAR if took < TRIAL else GAIN) * trial.trouble.carried:
             self._trial, self._pause = None, 0.0
             self.phase = Phase.WATCHING
             self._forget_flow()
-            return [LeavePath(describe(trial.direct, trial.share, rate))]
-        little, missing = rate < trial.direct / POOR, self._missing(trial)
-        if not over and not (little and missing):
+            return [LeavePath(describe(trial.trouble.carried, trial.trouble.share, rate))]
+        given = due - trial.sent_before
+        little, missing = rate < trial.trouble.carried / POOR, given - trial.got > max(NOTHING_MISSING, LOSSY * given)
+        clear = little and (missing or took >= TRIAL)
+        if not clear and now < trial.ends and took < TRIAL_LONGEST:
             return _NO_ACTIONS
         return self._end(now, quiet=trial.told and little and not missing)
-
-    def _missing(self, trial: _Trial) -> bool:
-        """Whether more than what is always on its way has not come by relay."""
-        given = self.sent_relayed - trial.sent_before
-        return given - trial.got > max(NOTHING_MISSING, LOSSY * given)
 
     def _end(self, now: float, *, quiet: bool = False) -> Sequence[DeliveryAction]:
         """In vain; `quiet`: nor did it say anything."""
