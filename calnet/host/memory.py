@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from calnet.errors import HostError
+from calnet.host.receiving import MAX_SEGMENTS, Receive, Received
 from calnet.host.tun import Offloads, check_interface_name
-from calnet.host.udp import MAX_BATCH, MAX_SEGMENTS, Receive, Received
+from calnet.host.udp import MAX_BATCH
 from calnet.model import Buffer, Endpoint
 from calnet.wire.ip import NO_VIRTIO
 

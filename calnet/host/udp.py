@@ -10,19 +10,16 @@ import asyncio
 import contextlib
 import errno
 import socket
-import struct
 import sys
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from calnet.errors import HostError
+from calnet.host.receiving import UDP_GRO, Receive, Receiver
 from calnet.model import Buffer, Endpoint
 
-MAX_SEGMENTS: Final = 64
-"""Datagrams a batch may hold: UDP_MAX_SEGMENTS of kernels before 6.9."""
 MAX_BATCH: Final = 65507
 """Bytes a batch may hold: the greatest IPv4 UDP payload."""
-RECEIVE_SIZE: Final = 65536
 SOCKET_BUFFER: Final = 4 << 20
 
 _SO_SNDBUFFORCE: Final = 32
@@ -33,24 +30,11 @@ _PMTUDISC_WANT: Final = 1
 _PMTUDISC_PROBE: Final = 3
 _SO_RCVBUFFORCE: Final = 33
 _UDP_SEGMENT: Final = 103
-_UDP_GRO: Final = 104
 _TIME_TO_LIVE: Final = (socket.IPPROTO_IP, socket.IP_TTL)
 _HOP_LIMIT: Final = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)
-_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(4)
 _PORT_TRIES: Final = 16
 
 _WOULD_BLOCK: Final = (errno.EAGAIN, errno.ENOBUFS)
-
-
-class Received(NamedTuple):
-    """A batch: `length` bytes of datagrams of `segment` bytes each (the last may be shorter), all from one source."""
-
-    length: int
-    segment: int
-    source: Endpoint
-
-
-Receive = Callable[[memoryview], Received | None]
 
 
 class UdpTransport(Protocol):
@@ -219,7 +203,7 @@ class LinuxUdp:
 
     def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
         for one in self._sockets():
-            loop.add_reader(one, ready, _receiver(one))
+            loop.add_reader(one, ready, Receiver(one))
 
     def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
         one = self._six if ":" in endpoint.host and self._six is not None else self._four
@@ -255,7 +239,7 @@ def _has_segmentation(one: socket.socket) -> bool:
 
 def _ask_for_gro(one: socket.socket) -> None:
     try:
-        one.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        one.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     except OSError:
         return
 
@@ -281,61 +265,3 @@ def _send_singly(one: socket.socket, datagrams: Buffer, segment: int, endpoint: 
         if not _send_one(one, view[start : start + segment], endpoint):
             return start > 0
     return True
-
-
-def _receiver(one: socket.socket) -> Receive:
-    """A `receive` on this socket. An error that an earlier send left behind is skipped; any other leaves the socket to its next readiness.
-
-    Datagrams that come singly (cards and drivers without GRO, senders without UDP_SEGMENT) are joined here into the batch that GRO would have made: equal-sized
-    ones of one source, the last perhaps shorter. Nothing waits for more to come: where the last one came alone, the next is given out before it is asked
-    whether there are others. One that doesn't fit is kept for the next call.
-    """
-    receive_message, unpack = one.recvmsg_into, struct.Struct("=i").unpack
-    beyond = memoryview(bytearray(RECEIVE_SIZE))
-    kept: tuple[bytes, int, tuple[str, int]] | None = None
-    dry = alone = asked = False
-
-    def read(place: memoryview) -> tuple[int, int, tuple[str, int]]:
-        length, ancillary, _, address = receive_message((place, beyond), _ANCILLARY_SIZE)
-        for _, kind, value in ancillary:
-            if kind == _UDP_GRO:
-                return length, unpack(value[:4])[0], address
-        return length, length, address
-
-    def receive(buffer: memoryview) -> Received | None:
-        nonlocal kept, dry, alone, asked
-        if kept is not None:
-            data, segment, address = kept
-            kept, length = None, len(data)
-            buffer[:length] = data
-        elif dry:
-            dry = False
-            return None
-        else:
-            try:
-                length, segment, address = read(buffer)
-            except OSError:
-                asked = False
-                return None
-        total = length
-        if segment == length and alone and not asked:
-            asked = True
-        elif segment == length:
-            alone = asked = False
-            limit = min(len(buffer), MAX_SEGMENTS * segment) - segment
-            while total <= limit:
-                place = buffer[total : total + segment]
-                try:
-                    length, size, source = read(place)
-                except OSError:
-                    dry, alone = True, total == segment
-                    break
-                if length > segment or size != length or not length or source != address:
-                    kept = bytes(place[:length]) + bytes(beyond[: max(0, length - segment)]), size, source
-                    break
-                total += length
-                if length < segment:
-                    break
-        return Received(total, segment, Endpoint(address[0], address[1]))
-
-    return receive

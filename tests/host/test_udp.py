@@ -56,11 +56,11 @@ def test_batch_arrives_as_a_batch_where_the_kernel_can() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("seed", range(6))
 def test_datagrams_of_any_size_and_source_arrive_in_order_each_with_its_source(host: str, seed: int) -> None:
-    """They wait in the socket, so that one read finds them all: singly sent ones, batches, empty ones, from two ports in turn."""
+    """They wait in the socket, so that one read finds them all: singly sent ones, batches, empty ones, from three ports in turn."""
     random, wanted = Random(seed), list[tuple[bytes, Endpoint]]()
 
     async def run() -> Listener:
-        senders, receiver = [open_udp(offload=False), open_udp()], open_udp()
+        senders, receiver = [open_udp(offload=False), open_udp(), open_udp(offload=False)], open_udp()
         if ":" in host and not receiver.ipv6:
             pytest.skip("this machine has no IPv6")
         target = Endpoint(host, receiver.port)
@@ -79,6 +79,37 @@ def test_datagrams_of_any_size_and_source_arrive_in_order_each_with_its_source(h
     listener = asyncio.run(run())
     assert listener.datagrams == wanted
     assert listener.batches < len(wanted)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_batch_and_longer_ones_among_datagrams_that_come_singly_are_whole_and_in_order(host: str) -> None:
+    """What is longer than the first datagram, or was joined by the kernel, does not fit where the next one of its size would."""
+
+    async def run() -> tuple[list[tuple[bytes, Endpoint]], list[tuple[bytes, Endpoint]]]:
+        singly, batches, receiver = open_udp(offload=False), open_udp(), open_udp()
+        if ":" in host and not receiver.ipv6:
+            pytest.skip("this machine has no IPv6")
+        target, wanted = Endpoint(host, receiver.port), list[tuple[bytes, Endpoint]]()
+        for sender, length, size in (
+            (singly, 300, 100),
+            (batches, 9_050, 1_000),
+            (singly, 100, 100),
+            (singly, 60_000, 60_000),
+            (batches, 40_000, 800),
+            (singly, 5, 1),
+        ):
+            data = bytes(range(250)) * (length // 250 + 1)
+            sender.send(target, data[:length], size)
+            wanted += [(piece, Endpoint(host, sender.port)) for piece in pieces(data[:length], size)]
+        listener = Listener(receiver)
+        with listener.watching():
+            await listener.count(len(wanted))
+        for one in (singly, batches, receiver):
+            one.close()
+        return listener.datagrams, wanted
+
+    came, wanted = asyncio.run(run())
+    assert came == wanted
 
 
 def test_datagrams_that_come_singly_are_joined_and_a_lone_one_does_not_wait() -> None:
@@ -287,7 +318,7 @@ def test_mark_without_the_capability_is_a_host_error(monkeypatch: pytest.MonkeyP
 
 def test_kernel_without_segmentation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_UDP_SEGMENT", 250)
-    monkeypatch.setattr(udp, "_UDP_GRO", 251)
+    monkeypatch.setattr(udp, "UDP_GRO", 251)
     one, two = open_udp(), open_udp()
     assert not one._segments
     asyncio.run(check_contract(one, two, "127.0.0.1", Endpoint("127.0.0.1", NOBODY)))

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
-from calnet.host.udp import RECEIVE_SIZE, Receive, UdpTransport
+from calnet.host.receiving import RECEIVE_SIZE, Receive
+from calnet.host.udp import UdpTransport
 from calnet.model import Endpoint
 
 BOUND_S = 10.0

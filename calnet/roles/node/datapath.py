@@ -28,8 +28,9 @@ from typing import Final, assert_never
 from calnet.crypto.aead import Aead
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError, WireError
+from calnet.host.receiving import Receive
 from calnet.host.tun import TunDevice
-from calnet.host.udp import Receive, UdpTransport
+from calnet.host.udp import UdpTransport
 from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
 from calnet.paths.effects import (
     CloseSockets,

@@ -12,8 +12,8 @@ import pytest
 
 from calnet.errors import TimedOutError, UnreachableError
 from calnet.host.memory import Weather
+from calnet.host.receiving import Received
 from calnet.host.tun import Offloads
-from calnet.host.udp import Received
 from calnet.model import Endpoint, FilterRule, NodeId, Peer, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed, describe_route
 from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, READ_BATCH, REUSE_S

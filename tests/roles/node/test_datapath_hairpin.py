@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from calnet.host.memory import MemoryUdp
-from calnet.host.udp import RECEIVE_SIZE, Receive
+from calnet.host.receiving import RECEIVE_SIZE, Receive
 from calnet.model import Endpoint
 from calnet.wire.stun import answer
 from tests.roles.node.datapath_world import Node, World, play
