@@ -57,7 +57,7 @@ class Outbound:
         self._places: dict[tuple[int, int], list[tuple[slice, memoryview, slice]]] = {}
         self._thirds: dict[tuple[int, int], list[Thirds]] = {}
         self._outs: dict[int, list[memoryview]] = {}
-        self._pieces: dict[tuple[int, int], list[tuple[slice, memoryview]]] = {}
+        self._pieces: dict[tuple[int, int, int], list[tuple[slice, memoryview, memoryview, memoryview]]] = {}
         self._session: Session | None = None
         self._size = self._count = self._limit = self._end = 0
 
@@ -129,14 +129,13 @@ class Outbound:
         counters = self._write_counters(session, count, word)
         self._chunk_nonce_words[1 : 2 * count : 2] = counters
         self._chunk_nonce_halves[1 : 4 * count : 4] = memoryview(array("I", (word,)) * count)
-        nonces, outs, seal = self._chunk_nonces, self._outs_for(size), session.seal_into
+        seal = session.seal_into
         start = START + header + (begin + count - 1) * step
         plain[stop : stop + header] = trailer
         last = (count - 1) * size
         self._end = last + stop + header - start + TRANSPORT_OVERHEAD
-        seal(nonces[count - 1], plain[start : stop + header], None, self._wire[last + TRANSPORT_HEADER_SIZE : self._end])
-        pieces = self._pieces_for(header, step, begin + count - 1)[begin : begin + count - 1]
-        for (where, piece), nonce, out in zip(reversed(pieces), reversed(nonces[: count - 1]), reversed(outs[: count - 1]), strict=True):
+        seal(self._chunk_nonces[count - 1], plain[start : stop + header], None, self._wire[last + TRANSPORT_HEADER_SIZE : self._end])
+        for where, nonce, piece, out in self._pieces_for(header, step, begin, count - 1):
             plain[where] = trailer
             seal(nonce, piece, None, out)
 
@@ -229,15 +228,20 @@ class Outbound:
             self._places[header, step] = places
         return places
 
-    def _pieces_for(self, header: int, step: int, count: int) -> list[tuple[slice, memoryview]]:
-        """For each of the first `count` chunks of such a super-packet, of which none is the last: where its trailer goes in `plain`, and chunk and trailer."""
-        pieces = self._pieces.get((header, step))
+    def _pieces_for(self, header: int, step: int, begin: int, count: int) -> list[tuple[slice, memoryview, memoryview, memoryview]]:
+        """For each of `count` chunks of such a super-packet from number `begin` on, the last one first: where its trailer goes in `plain`, its nonce, chunk and
+        trailer, and where its ciphertext goes. Kept for a few shapes."""
+        pieces = self._pieces.get((header, step, begin))
         if pieces is None or len(pieces) < count:
             if len(self._pieces) >= _MAX_SHAPES:
                 self._pieces.clear()
-            starts = range(START + header, START + header + step * max(count, min(MAX_RUN, (MAX_PACKET - header) // step)), step)
-            pieces = self._pieces[header, step] = [(slice(start + step, start + step + header), self.plain[start : start + step + header]) for start in starts]
-        return pieces
+            outs, first = self._outs_for(header + step + TRANSPORT_OVERHEAD), START + header + begin * step
+            starts = range(first, first + step * max(count, min(len(outs), (MAX_PACKET - first) // step)), step)
+            pieces = self._pieces[header, step, begin] = [
+                (slice(start + step, start + step + header), nonce, self.plain[start : start + step + header], out)
+                for start, nonce, out in zip(starts, self._chunk_nonces, outs, strict=False)
+            ][::-1]
+        return pieces[len(pieces) - count :]
 
     def _outs_for(self, size: int) -> list[memoryview]:
         """Where the ciphertext of each datagram of a run goes."""

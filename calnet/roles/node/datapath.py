@@ -99,7 +99,9 @@ from calnet.wire.stun import TRANSACTION_SIZE, build_request
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 READ_BATCH: Final = 64
-"""TUN packets, or UDP batches, taken before others have their turn."""
+"""TUN packets, or UDP batches, taken before others have their turn…"""
+READ_BYTES: Final = 1 << 20
+"""…or so many bytes. Both ends of a stream work at once only where neither waits long for the other: with four times as much a stream was 5 % slower."""
 SLOT: Final = 2048
 """Bytes of a packet that may be joined to others, its virtio header included."""
 REUSE_S: Final = 0.05
@@ -419,11 +421,12 @@ class DataPath:
 
     def _on_tun(self) -> None:
         self._begin(flowing=True)
-        read, buffer, count = self._tun.read_into, self._read_buffer, 0
+        read, buffer, count, room = self._tun.read_into, self._read_buffer, 0, READ_BYTES
         try:
             length = read(buffer)
             while length:
                 count += 1
+                room -= length
                 flow = self._joinable(length) if count > 1 or not self._came_alone else None
                 if flow is not None:
                     length, joined = self._take_run(length, flow)
@@ -432,7 +435,7 @@ class DataPath:
                     self._take(length if self._vnet else length + START)
                     if count == 1 and self._came_alone:
                         self._outbound.flush()
-                    length = read(buffer) if count < READ_BATCH and not self._sender.full else 0
+                    length = read(buffer) if count < READ_BATCH and room > 0 and not self._sender.full else 0
                 if count >= READ_BATCH and length:
                     self._take(length)
                     break
@@ -625,18 +628,18 @@ class DataPath:
 
     def _on_udp(self, receive: Receive, socket: int = 0) -> None:
         self._begin(flowing=True)
-        inbound = self._inbound
-        for _ in range(READ_BATCH):
-            batch = receive(inbound.buffer)
-            if batch is None:
-                break
+        inbound, count, room = self._inbound, READ_BATCH, READ_BYTES
+        while batch := receive(inbound.buffer):
             if batch.length:
                 self._source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
-        else:  # others have their turn; `receive` may keep one that no readiness tells of
-            if receive not in self._again:
-                self._again.add(receive)
-                self._loop.call_soon(self._on_udp_again, receive, socket)
+            count -= 1
+            room -= batch.length
+            if not count or room <= 0:  # others have their turn; `receive` may keep one that no readiness tells of
+                if receive not in self._again:
+                    self._again.add(receive)
+                    self._loop.call_soon(self._on_udp_again, receive, socket)
+                break
         self._settle(flowing=True)
 
     def _on_udp_again(self, receive: Receive, socket: int) -> None:
