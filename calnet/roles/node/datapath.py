@@ -162,7 +162,7 @@ class DataPath:
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
         self._look: asyncio.TimerHandle | None = None
-        self._running = False
+        self._running = self._reads_tun = False
         self._more_udp = more_udp
         self._left: list[UdpTransport] = []
         """Ports that were ours until a moment ago."""
@@ -207,7 +207,7 @@ class DataPath:
     def start(self) -> None:
         """Begin to read. Call `apply` before or after."""
         self._running = True
-        self._tun.watch(self._loop, self._on_tun)
+        self._read_on()
         self._udp.watch(self._loop, self._on_udp)
         self._settle()
 
@@ -215,7 +215,7 @@ class DataPath:
         """Read and send nothing more; pings under way fail. Sessions are forgotten with the tunnel."""
         self._running = False
         self._sender.close()
-        self._tun.unwatch(self._loop)
+        self._stop_reading()
         for udp in (self._udp, *self._left):
             udp.unwatch(self._loop)
             udp.close()
@@ -441,7 +441,7 @@ class DataPath:
                     break
             self._came_alone = count == 1
         except HostError as error:
-            self._tun.unwatch(self._loop)
+            self._stop_reading()
             self._host.health("tun-gone", str(error))
         self._settle(flowing=True)
 
@@ -604,9 +604,11 @@ class DataPath:
         self._effects += self._paths.data_sent(peer, self._now, route, length)
 
     def _stop_reading(self) -> None:
+        self._reads_tun = False
         self._tun.unwatch(self._loop)
 
     def _read_on(self) -> None:
+        self._reads_tun = True
         self._tun.watch(self._loop, self._on_tun)
 
     # --- From the wire ---
@@ -641,6 +643,8 @@ class DataPath:
                     self._loop.call_soon(self._on_udp_again, receive, socket)
                 break
         self._settle(flowing=True)
+        if self._reads_tun:  # what was written may have been answered already: an echo, an acknowledgement, what an acknowledgement let go
+            self._on_tun()
 
     def _on_udp_again(self, receive: Receive, socket: int) -> None:
         self._again.discard(receive)
