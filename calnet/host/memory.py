@@ -161,6 +161,8 @@ class MemoryUdp:
         self._network = network
         self._hosts = hosts
         self._waiting: deque[tuple[Endpoint, bytes]] = deque()
+        self._coming: dict[float, list[tuple[Endpoint, bytes]]] = {}
+        """By the time at which they arrive."""
         self._ready: Callable[[Receive], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -188,10 +190,18 @@ class MemoryUdp:
         return None
 
     def arrive(self, source: Endpoint, datagram: bytes, delay_s: float) -> None:
-        """What the network brings, `delay_s` from now."""
-        if delay_s > 0 and self._loop is not None:
-            self._loop.call_later(delay_s, self._put, source, datagram)
-        else:
+        """What the network brings, `delay_s` from now; what arrives at one moment, in the order in which it was sent (a loop's timers know none)."""
+        if delay_s <= 0 or self._loop is None:
+            self._put(source, datagram)
+            return
+        due = self._loop.time() + delay_s
+        if due not in self._coming:
+            self._coming[due] = []
+            self._loop.call_at(due, self._put_all, due)
+        self._coming[due].append((source, datagram))
+
+    def _put_all(self, due: float) -> None:
+        for source, datagram in self._coming.pop(due):
             self._put(source, datagram)
 
     def _put(self, source: Endpoint, datagram: bytes) -> None:
