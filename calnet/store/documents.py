@@ -145,10 +145,10 @@ class DocumentStore:
             ]
         )
 
-    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int | None = None) -> Commit:
         """Hold these instead of all that is held; see Store."""
         self._check_open()
-        return self._engine.write(lambda transaction: self._replace(transaction, records, audit))
+        return self._engine.write(lambda transaction: self._replace(transaction, records, audit, version))
 
     def watch(self, committed: Callable[[], None], message: Callable[[bytes], None]) -> None:
         """See Store."""
@@ -174,9 +174,7 @@ class DocumentStore:
             raise StateError(f"{self._place} is closed")
 
     def _perform(self, transaction: Transaction, changes: Sequence[Change], audit: Sequence[AuditRecord], version: int | None) -> Commit:
-        last = self._last(transaction)
-        if version is not None and version != last.version:
-            raise StaleError("the store was changed by another server meanwhile")
+        last = self._last_if(transaction, version)
         if not changes and not audit:
             return last
         after = {_raw(key_of(change.record) if isinstance(change, Put) else change.key): change for change in changes}
@@ -199,8 +197,8 @@ class DocumentStore:
         _write_last(transaction, now)
         return now
 
-    def _replace(self, transaction: Transaction, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
-        last = self._last(transaction)
+    def _replace(self, transaction: Transaction, records: Sequence[Record], audit: Sequence[AuditRecord], version: int | None) -> Commit:
+        last = self._last_if(transaction, version)
         for table in (Table.RECORDS, Table.TAKEN, Table.AUDIT, Table.LOG):
             for key, _ in list(transaction.scan(table)):
                 transaction.delete(table, key)
@@ -240,6 +238,13 @@ class DocumentStore:
             return msgspec.msgpack.decode(value, type=AuditRecord)
         except msgspec.DecodeError as error:
             raise _damaged(self._place, "an audit record does not parse") from error
+
+    def _last_if(self, transaction: Transaction, version: int | None) -> Commit:
+        """The last commit; StaleError where it is not the one that the caller decided on (None: any)."""
+        last = self._last(transaction)
+        if version is not None and version != last.version:
+            raise StaleError("the store was changed by another server meanwhile")
+        return last
 
     def _last(self, transaction: Transaction) -> Commit:
         meta = dict(transaction.scan(Table.META))

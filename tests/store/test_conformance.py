@@ -179,6 +179,19 @@ def test_replace_holds_the_new_records_alone(store: DocumentStore, reopen: Reope
     assert store.commit([Put(node())], audit=[entry(6.0)]) == Commit(3, 5)
 
 
+def test_replace_of_a_state_that_is_no_longer_the_present_one_changes_nothing(store: DocumentStore, reopen: Reopen) -> None:
+    store.commit([Put(user(1, "old"))], audit=[entry(1.0)])
+    read = store.load()[0].version
+    store.commit([Put(user(2, "meanwhile"))], audit=[entry(2.0)])
+    with pytest.raises(StaleError):
+        store.replace([SETTING], [entry(5.0)], version=read)
+    store = reopen()
+    assert held(store) == {key_of(record): record for record in (user(1, "old"), user(2, "meanwhile"))}
+    assert [record.at for record in store.audit()] == [1.0, 2.0]
+    store.replace([SETTING], [replace(entry(5.0), seq=3)], version=store.load()[0].version)
+    assert list(held(store).values()) == [SETTING]
+
+
 def test_many_records_grow_the_file(store: DocumentStore, reopen: Reopen) -> None:
     big = [SettingRecord(f"big.{number}", bytes(400_000)) for number in range(60)]
     store.commit([Put(record) for record in big])

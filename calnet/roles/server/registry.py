@@ -40,6 +40,7 @@ PresenceWitness = Callable[[NodeId, Presence], None]
 AuditListener = Callable[[Sequence[AuditRecord]], None]
 PresenceListener = Callable[[NodeId, bool], None]
 _ALL: Final = 1 << 60
+RESTORE_TRIES: Final = 20
 AWAITED_S: Final = 60.0
 """How long nodes that were here before a restart may take to come back, before their peers hear that they left."""
 
@@ -124,10 +125,19 @@ class Registry(Management):
         """Hold what the archive holds instead of what is held. Whether the server has to be started again, as it has another key or overlay now.
 
         With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first. Where the log goes on, what
-        changes is in its record of this, so that the time before can be told; else the archive's log says what was.
+        changes is in its record of this, so that the time before can be told; else the archive's log says what was. What somebody commits meanwhile is looked
+        at first: ConflictError where that never ends.
         """
+        for _ in range(RESTORE_TRIES):
+            with contextlib.suppress(StaleError):
+                return self._restore(archive, action, by)
+        raise ConflictError("the server is being changed all the while: nothing was restored. Try again when less goes on")
+
+    def _restore(self, archive: Archive, action: str, by: Actor) -> Future[bool]:
+        """One try; StaleError, with nothing changed, where somebody committed meanwhile."""
+        commit, held_records = self._store.load()
         state = Snapshot()
-        state.load(self._store.load()[1])
+        state.load(held_records)
         if action == "server.import" and (state.nodes or state.keys or len(state.users) > 1):
             raise ConflictError("an import goes into a server without nodes, keys and users: `restore` replaces what is there")
         other = Snapshot()
@@ -140,7 +150,7 @@ class Registry(Management):
         audit, changes = (archive.audit, ()) if held is None else (held, public_changes(state, difference(state, records)))
         last = max((record.seq for record in audit), default=0)
         deed = AuditRecord(round(self._clock(), 3), by.kind, by.id, by.name, by.source, action, changes, last + 1)
-        self._store.replace(records, (*audit, deed))
+        self._store.replace(records, (*audit, deed), version=commit.version)
         self._writer.catch_up()
         return self._writer.submit(lambda _: ([], not same))
 

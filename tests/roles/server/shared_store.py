@@ -23,6 +23,8 @@ class SharedStore:
         self._committed: Callable[[], None] | None = None
         self.deaf = self.forgetful = False
         self.stale = 0
+        self.before_replace: Callable[[], object] | None = None
+        """What happens before each."""
 
     def load(self) -> tuple[Commit, Sequence[Record]]:
         with self._lock:
@@ -38,9 +40,11 @@ class SharedStore:
         self._tell()
         return commit
 
-    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord]) -> Commit:
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int | None = None) -> Commit:
+        if self.before_replace is not None:
+            self.before_replace()
         with self._lock:
-            commit = self._store.replace(records, audit)
+            commit = self._store.replace(records, audit, version=version)
         self._tell()
         return commit
 
