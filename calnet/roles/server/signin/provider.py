@@ -124,9 +124,9 @@ class Provider:
         return jwt.verify(token, key, issuer=settings.issuer, audience=audience, client_id=settings.client_id, now=now, nonce=nonce)
 
     async def authorization_url(self, redirect_url: str, *, state: str, nonce: str, verifier: str, prompt: str = "") -> str:
-        """Where a browser goes to sign in (OpenID Connect Core section 3.1.2.1, RFC 7636)."""
+        """Where a browser goes to sign in (OpenID Connect Core section 3.1.2.1, RFC 7636). `prompt` in place of the settings'."""
         place = (await self.endpoints()).authorization
-        query = {
+        query = dict(self.settings.extra_params) | {
             "client_id": self.settings.client_id,
             "response_type": "code",
             "redirect_uri": redirect_url,
@@ -136,6 +136,7 @@ class Provider:
             "code_challenge": base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("="),
             "code_challenge_method": "S256",
         }
+        prompt = prompt or self.settings.prompt
         return f"{place}{'&' if '?' in place else '?'}{urlencode(query | ({'prompt': prompt} if prompt else {}))}"
 
     async def visit(self, url: str) -> tuple[int, str, str]:

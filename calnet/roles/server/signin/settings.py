@@ -15,6 +15,13 @@ from calnet.errors import ConfigError
 _TEXTS: Final = ("issuer", "client_id", "client_secret", "client_secret_file", "audience", "groups_claim", "username_claim", "redirect_url")
 _LISTS: Final = ("scopes", "allowed_domains", "allowed_groups", "allowed_users", "owners", "admins", "auditors")
 _NUMBERS: Final = ("session_s", "recheck_s")
+_TABLES: Final = ("extra_params",)
+_OURS: Final = (
+    *("client_id", "client_secret", "code_challenge", "code_challenge_method", "nonce"),
+    *("redirect_uri", "response_mode", "response_type", "scope", "state"),
+)
+"""Parameters of an authorization request that are not the configuration's to set."""
+GOOGLE: Final = "https://accounts.google.com"
 DEFAULT_SCOPES: Final = ("openid", "profile", "email", "groups", "offline_access")
 
 
@@ -28,6 +35,8 @@ class OidcSettings:
     audience: str = ""
     """Of access tokens that REST takes; the client's id by default."""
     scopes: tuple[str, ...] = DEFAULT_SCOPES
+    extra_params: tuple[tuple[str, str], ...] = ()
+    """Further parameters of the authorization request, which some providers want. Google gives refresh tokens by `access_type` alone, not by a scope."""
     groups_claim: str = "groups"
     """With dots between, where it lies deeper: `realm_access.roles`."""
     username_claim: str = "preferred_username"
@@ -45,10 +54,21 @@ class OidcSettings:
     recheck_s: float = 300.0
     """How often the provider is asked whether a user is still what it was."""
 
+    @property
+    def offline(self) -> bool:
+        """Whether refresh tokens are asked for that outlive a sign-out at the provider."""
+        return "offline_access" in self.scopes or ("access_type", "offline") in self.extra_params
+
+    @property
+    def prompt(self) -> str:
+        """What a person who signs in is asked again for; empty: the provider decides. Refresh tokens that outlive the browser want consent each time (OpenID
+        Connect Core section 11)."""
+        return dict(self.extra_params).get("prompt", "consent" if self.offline else "")
+
 
 def parse_oidc(table: Mapping[str, object]) -> OidcSettings:
     """The table's settings; ConfigError names the key that is wrong and what to write."""
-    known = (*_TEXTS, *_LISTS, *_NUMBERS)
+    known = (*_TEXTS, *_LISTS, *_NUMBERS, *_TABLES)
     for key in table:
         if key not in known:
             raise ConfigError(f"[oidc]: there is no setting {key!r}; there are {', '.join(known)}")
@@ -62,6 +82,9 @@ def parse_oidc(table: Mapping[str, object]) -> OidcSettings:
     for name in _NUMBERS:
         if name in table:
             values[name] = _number(name, table[name])
+    for name in _TABLES:
+        if name in table:
+            values[name] = _params(name, table[name])
     if "client_secret_file" in values:
         if "client_secret" in values:
             raise ConfigError("[oidc]: give client_secret or client_secret_file, not both")
@@ -72,6 +95,8 @@ def parse_oidc(table: Mapping[str, object]) -> OidcSettings:
     values["issuer"] = _checked_url("issuer", str(values["issuer"]))
     if values.get("redirect_url"):
         _checked_url("redirect_url", str(values["redirect_url"]))
+    if values["issuer"] == GOOGLE:
+        values.setdefault("extra_params", (("access_type", "offline"),))
     settings = OidcSettings(**values)  # type: ignore[arg-type]
     if "openid" not in settings.scopes:
         raise ConfigError("[oidc]: scopes needs openid")
@@ -116,6 +141,14 @@ def _list(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise ConfigError(f'[oidc]: {name} is a list of texts, such as ["a", "b"]')
     return tuple(value)
+
+
+def _params(name: str, value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) and text and text.isprintable() for pair in value.items() for text in pair):
+        raise ConfigError(f'[oidc]: {name} is a table of texts, such as {{ access_type = "offline" }}')
+    if ours := sorted(set(value) & set(_OURS)):
+        raise ConfigError(f"[oidc]: {name} can't set {', '.join(ours)}: the server does")
+    return tuple(value.items())
 
 
 def _number(name: str, value: object) -> float:

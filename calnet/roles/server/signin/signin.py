@@ -131,8 +131,7 @@ class SignIn:
 
     async def _to_provider(self, request: Request, device: str) -> Response:
         state, nonce, verifier = (self._text() for _ in range(3))
-        prompt = "consent" if "offline_access" in self.settings.scopes else ""
-        url = await self.provider.authorization_url(self._redirect_url(), state=state, nonce=nonce, verifier=verifier, prompt=prompt)
+        url = await self.provider.authorization_url(self._redirect_url(), state=state, nonce=nonce, verifier=verifier)
         sealed = self._sealer.seal({"state": state, "nonce": nonce, "verifier": verifier, "device": device, "at": self._clock()}, _STATE)
         answer = RedirectResponse(url, 303, pages.HEADERS)
         answer.set_cookie(
@@ -333,7 +332,7 @@ class SignIn:
             await self._lose(user, reason)
             return
         log.warning("user_unwatched user=%s reason=%s", user.name, reason)
-        at_once = refused and "offline_access" in self.settings.scopes
+        at_once = refused and self.settings.offline
         await durable(self._registry.lapse(user.id, self._clock() + (0.0 if at_once else self.settings.session_s)))
 
     async def _lose(self, user: UserRecord, reason: CalnetError) -> None:

@@ -17,6 +17,17 @@ def test_least_table_has_the_defaults() -> None:
     settings = parse_oidc(TABLE)
     assert (settings.issuer, settings.client_id, settings.client_secret, settings.groups_claim) == ("https://id.example/realms/a", "calnet", "", "groups")
     assert settings.scopes == ("openid", "profile", "email", "groups", "offline_access")
+    assert (settings.extra_params, settings.offline, settings.prompt) == ((), True, "consent")
+
+
+def test_google_is_asked_for_refresh_tokens_in_its_own_way_unless_the_table_says_otherwise() -> None:
+    google = {"issuer": "https://accounts.google.com", "client_id": "calnet", "scopes": ["openid", "email"]}
+    settings = parse_oidc(google)
+    assert (settings.extra_params, settings.offline, settings.prompt) == ((("access_type", "offline"),), True, "consent")
+    settings = parse_oidc(google | {"extra_params": {"hd": "example.org"}})
+    assert (settings.extra_params, settings.offline, settings.prompt) == ((("hd", "example.org"),), False, "")
+    settings = parse_oidc(google | {"extra_params": {"access_type": "offline", "prompt": "select_account"}})
+    assert (settings.offline, settings.prompt) == (True, "select_account")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +54,9 @@ def test_least_table_has_the_defaults() -> None:
         ({"client_secret": "a", "client_secret_file": "/nonexistent"}, "not both"),
         ({"client_secret_file": "/nonexistent/secret"}, "can't be read"),
         ({"redirect_url": "http://calnet.example/x"}, "redirect_url"),
+        ({"extra_params": ["access_type"]}, "table of texts"),
+        ({"extra_params": {"max_age": 5}}, "table of texts"),
+        ({"extra_params": {"hd": "a", "state": "mine", "redirect_uri": "https://evil.example"}}, "can't set redirect_uri, state"),
     ],
 )
 def test_mistake_is_named_with_what_to_write(change: dict[str, object], word: str) -> None:

@@ -108,6 +108,28 @@ def test_refresh_token_that_a_sign_out_there_ended_is_no_removal(tmp_path: Path,
         assert opens(world, token)
 
 
+def test_user_of_a_provider_that_gives_refresh_tokens_by_a_parameter_alone_loses_access_when_removed(tmp_path: Path) -> None:
+    """Google's way: no scope offline_access; the token comes for `access_type=offline`, and at each sign-in for a new consent alone."""
+    google, scopes = (("access_type", "offline"),), ("openid", "email")
+    with plain_world(tmp_path / "state", recheck_s=0.4, admins=("admins",), scopes=scopes, extra_params=google) as world:
+
+        def tokens(world: PlainWorld, nonce: str) -> Json:
+            asked_so = (login.query.get("access_type"), login.query.get("prompt")) == ("offline", "consent")
+            more = {"refresh_token": "r0", "access_token": "x"} if asked_so else {}
+            return {"id_token": world.id_token(nonce=nonce, groups=["admins"], preferred_username="alice")} | more
+
+        with Login(world, tokens) as login:
+            login.comes_back()
+        assert login.query["scope"] == "openid email"
+        asked = vouches(world)
+        token = str(done(world.server.registry.create_token(TokenWish("alice", "ci")))["token"])
+        eventually(lambda: len(asked) >= 2, "the provider is asked whether it still vouches")
+        assert opens(world, token)
+        world.idp.answers["/token"] = GONE
+        eventually(lambda: not opens(world, token), "the token ends")
+        assert world.server.registry.user("alice")["access"] == "lost"
+
+
 def test_user_without_refresh_token_rests_once_the_last_sign_in_is_old(world: PlainWorld) -> None:
     token, _ = signed_in(world, refresh=False)
     asked = world.idp.asked.count("/token")
