@@ -1,5 +1,5 @@
 """All benches in one command: python -m bench [--quick] [--write FILE] [BENCH …], by default all: startup, throughput, exact, first_packet, memory, quiet,
-matrix, hard_pairs, recovery, relay, control, policy and simulation.
+peers, matrix, hard_pairs, recovery, relay, control, policy and simulation.
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
 table between the two marker comments there. Needs root, ip and nft (except startup, relay, control and simulation); startup needs the built file, throughput
@@ -18,19 +18,24 @@ from pathlib import Path
 from bench.table import Row, markdown, print_table
 from calnet.errors import CalnetError
 
-BENCHES = ("startup", "throughput", "exact", "first_packet", "memory", "quiet", "matrix", "hard_pairs", "recovery", "relay", "control", "policy", "simulation")
+BENCHES = (
+    *("startup", "throughput", "exact", "first_packet", "memory", "quiet", "peers", "matrix", "hard_pairs"),
+    *("recovery", "relay", "control", "policy", "simulation"),
+)
+QUICK = ("startup", "throughput", "first_packet", "peers", "relay", "simulation")
+"""A first look, in less than three minutes."""
 BEGIN, END = "<!-- figures: python -m bench --write -->", "<!-- end of figures -->"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look, not a figure to publish")
+    parser.add_argument("--quick", action="store_true", help=f"fewer and shorter runs, by default of {', '.join(QUICK)} alone: a look, not a figure to publish")
     parser.add_argument("bench", nargs="*", choices=[*BENCHES, []], help="which ones (default: all)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marker comments of this file")
     args = parser.parse_args()
     rows: list[Row] = []
     failed = False
-    for name in args.bench or BENCHES:
+    for name in args.bench or (QUICK if args.quick else BENCHES):
         print(f"# {name}", flush=True)
         try:
             rows += importlib.import_module(f"bench.{name}").run(args.quick)
