@@ -2,8 +2,8 @@
 peers, matrix, hard_pairs, recovery, relay, control, policy and simulation.
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
-table between the two marker comments there. Needs root, ip and nft (except startup, relay, control and simulation); startup needs the built file, throughput
-wireguard-go and iperf3.
+table between the two marker comments there, and throughput's bars to docs/performance.svg. Needs root, ip and nft (except startup, peers, relay, control and
+simulation); startup needs the built file, throughput wireguard-go and iperf3.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main() -> int:
     for name in args.bench or (QUICK if args.quick else BENCHES):
         print(f"# {name}", flush=True)
         try:
-            rows += importlib.import_module(f"bench.{name}").run(args.quick)
+            plot = {"plot": args.write.with_suffix(".svg")} if args.write and name == "throughput" else {}
+            rows += importlib.import_module(f"bench.{name}").run(args.quick, **plot)
         except (CalnetError, RuntimeError, OSError) as failure:
             print(f"bench {name} failed: {failure}", file=sys.stderr)
             failed = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import re
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bench.bars import drawing
 from bench.contenders import ANCHOR, CONTENDERS, Contender, named
 from bench.disturbance import Watch, settle
 from bench.table import Row, print_table
@@ -225,9 +227,15 @@ def _times(output: str) -> list[float]:
 
 
 def run(
-    quick: bool = False, rounds: int | None = None, seconds: float | None = None, mtu: int = MTU, only: Sequence[str] = (), peers: Sequence[str] = ()
+    quick: bool = False,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    mtu: int = MTU,
+    only: Sequence[str] = (),
+    peers: Sequence[str] = (),
+    plot: pathlib.Path | None = None,
 ) -> list[Row]:
-    """All rounds; a row for each target, and the table of everything."""
+    """All rounds; a row for each target, and the table of everything; bars to the file `plot`."""
     chosen = [*CONTENDERS, *named(peers)]
     wanted = set(only) | {ANCHOR} if only else set(QUICK) if quick else {one.name for one in chosen}
     if unknown := wanted - {one.name for one in chosen}:
@@ -250,6 +258,8 @@ def run(
                 for name, value in found.items():
                     results[one.name, name].append(value)
     print("\n" + table(results, [one.name for one in chosen], quick), flush=True)
+    if plot is not None:
+        plot.write_text(drawing(results))
     return rows(results)
 
 
@@ -299,10 +309,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--mtu", type=int, default=MTU)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this contender, and Debian's wireguard-go (may be given again)")
+    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="bars of all contenders, as SVG")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PROGRAM", help="another build of wireguard-go or nebula (may be given again)")
     args = parser.parse_args()
     try:
-        print_table(run(args.quick, args.rounds, args.seconds, args.mtu, args.only, args.peer))
+        print_table(run(args.quick, args.rounds, args.seconds, args.mtu, args.only, args.peer, args.plot))
     except (CalnetError, RuntimeError, subprocess.SubprocessError) as failure:
         print(f"bench throughput failed: {failure}", file=sys.stderr)
         return 1
