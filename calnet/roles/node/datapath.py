@@ -27,7 +27,7 @@ from typing import Final, assert_never
 
 from calnet.crypto.aead import Aead
 from calnet.crypto.keys import RandomBytes
-from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError, WireError
+from calnet.errors import CalnetError, HostError, StateError, TimedOutError, WireError
 from calnet.host.receiving import Receive
 from calnet.host.tun import TunDevice
 from calnet.host.udp import UdpTransport
@@ -54,6 +54,7 @@ from calnet.paths.way import Way
 from calnet.policy.filter import PacketFilter
 from calnet.policy.packets import flow_key, quoted_destination
 from calnet.policy.reject import new_limiter, rejection
+from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
@@ -155,9 +156,9 @@ class DataPath:
         self._carries: dict[NodeId, tuple[Prefix, ...]] = {}
         self._effects: deque[TunnelEffect | PathEffect | RouterEffect] = deque()
         self._settling = False
-        self._pings: dict[int, asyncio.Future[PingAnswer]] = {}
+        self._pings = Answers[PingAnswer](loop)
+        self._views = Answers[View](loop)
         self._hairpins: dict[bytes, asyncio.Event] = {}
-        self._questions: dict[int, asyncio.Future[View]] = {}
         self._rejections: dict[NodeId, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
@@ -224,10 +225,8 @@ class DataPath:
             if timer is not None:
                 timer.cancel()
         self._timer = self._look = None
-        unanswered: list[asyncio.Future[PingAnswer] | asyncio.Future[View]] = [*self._pings.values(), *self._questions.values()]
-        for waiting in unanswered:
-            if not waiting.done():
-                waiting.set_exception(UnreachableError("the node went down before an answer came"))
+        self._pings.end()
+        self._views.end()
 
     # --- What the daemon says ---
 
@@ -356,34 +355,26 @@ class DataPath:
         for a peer that can't be probed."""
         self._begin()
         token, effects = self._paths.ping(peer, self._now)
-        answer: asyncio.Future[PingAnswer] = self._loop.create_future()
-        self._pings[token] = answer
+        self._pings.expect(token)
         self._effects += effects
         self._settle()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
+            return await self._pings.within(token, timeout_s)
         except TimeoutError:
             raise TimedOutError(f"no answer within {timeout_s:g} s") from None
-        finally:
-            del self._pings[token]
 
     async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
         """How both ends see the path: the other's is None where it does not answer in time. Errors as `ping`."""
         self._begin()
         token, effects = self._paths.question(peer, self._now)
         here = self._paths.view(peer, self._now)
-        answer: asyncio.Future[View] = self._loop.create_future()
-        self._questions[token] = answer
+        self._views.expect(token)
         self._effects += effects
         self._settle()
         try:
-            async with asyncio.timeout(timeout_s):
-                return here, await answer
+            return here, await self._views.within(token, timeout_s)
         except TimeoutError:
             return here, None
-        finally:
-            del self._questions[token]
 
     async def hairpin(self, timeout_s: float) -> bool | None:
         """Whether the NAT leads back in what its own hosts send to the address that it gave to our port (RFC 4787 section 6); None where there is none."""
@@ -798,8 +789,7 @@ class DataPath:
             case PongReceived():
                 self._pong(effect)
             case ViewReceived():
-                if (asked := self._questions.get(effect.token)) is not None and not asked.done():
-                    asked.set_result(effect.view)
+                self._views.came(effect.token, effect.view)
             case ProbeRouter():
                 self._effects += self._paths.ping(effect.peer, self._now)[1]
             case RouterMoved():
@@ -847,9 +837,7 @@ class DataPath:
 
     def _pong(self, effect: PongReceived) -> None:
         self._routers.answered(effect.peer, self._now, effect.rtt_s)
-        waiting = self._pings.get(effect.token)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(PingAnswer("direct" if effect.via.endpoint is not None else "relay", effect.via.endpoint, effect.rtt_s))
+        self._pings.came(effect.token, PingAnswer("direct" if effect.via.endpoint is not None else "relay", effect.via.endpoint, effect.rtt_s))
 
     # --- The timer ---
 
