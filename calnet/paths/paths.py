@@ -156,10 +156,12 @@ class Paths:
         self._relay = connected
         return [effect for path in self._peers.values() for effect in self._perform(path, path.relay_connected(connected, now), now)]
 
-    def network_changed(self, now: float, *, moved: bool = False) -> list[PathEffect]:
-        """An address changed, or the machine slept: all is looked at anew. Tell the local endpoints first. `moved`: our packets come from another endpoint."""
+    def network_changed(self, now: float, *, local: Iterable[Endpoint] | None = None, moved: bool = False) -> list[PathEffect]:
+        """An address changed, or the machine slept: all is looked at anew. `local`: addresses of this machine's interfaces with our port (None: as before).
+        `moved`: our packets come from another endpoint. Nothing is probed before the peers' paths know that."""
         self._stun.forget()
-        effects = self._perform_spray(self._spray.network_changed(), now) + self._own_changed(now) + self._stun_round(now)
+        self._local = self._local if local is None else tuple(local)
+        effects = self._perform_spray(self._spray.network_changed(), now) + self._publish_own() + self._stun_round(now)
         for number, path in self._peers.items():
             self._mtus[number].forget()
             self._deliveries[number].forget()
@@ -413,13 +415,16 @@ class Paths:
         requests = self._stun.start(now, again=self._active(now))
         return [*(SendDatagram(server, request) for server, request in requests), *self._own_changed(now)]
 
-    def _own_changed(self, now: float) -> list[PathEffect]:
+    def _publish_own(self) -> list[PathEffect]:
         own = own_candidates(self._local, (*self._stun.reflexive(), *self._mapped), self._overlay)
         if own == self._own:
             return []
         self._own = own
-        effects: list[PathEffect] = [PublishEndpoints(own)]
-        for path in self._peers.values():
+        return [PublishEndpoints(own)]
+
+    def _own_changed(self, now: float) -> list[PathEffect]:
+        effects = self._publish_own()
+        for path in self._peers.values() if effects else ():
             effects += self._perform(path, path.own_candidates_changed(now), now)
         return effects
 

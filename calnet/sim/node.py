@@ -256,8 +256,7 @@ class Node:
     def network_changed(self, *, moved: bool = False) -> None:
         """What the daemon does when addresses or routes changed, and (`moved`) with them whence its packets come."""
         self.network_changed_at = self.now
-        self.perform(self.paths.set_local_endpoints(self.local(), self.now))
-        self.perform(self.paths.network_changed(self.now, moved=moved))
+        self.perform(self.paths.network_changed(self.now, local=self.local(), moved=moved))
 
     def _arm(self) -> None:
         deadline = self.paths.next_deadline()

@@ -240,8 +240,7 @@ def test_network_change_doubts_the_path_and_finds_the_new_one() -> None:
     old = b.paths.route(a.id).endpoint
     a.site = Site(Nat.PORT_RESTRICTED, "203.0.113.99")
     a.address = Endpoint("10.0.0.5", 40_001)
-    world.perform(a, a.paths.set_local_endpoints([a.address], world.now))
-    world.perform(a, a.paths.network_changed(world.now))
+    world.perform(a, a.paths.network_changed(world.now, local=[a.address]))
     assert a.paths.route(b.id).relay
     moved = world.run_sending(a, b, 5.0, first=sent)
     new = b.paths.route(a.id).endpoint

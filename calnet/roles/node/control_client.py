@@ -36,6 +36,8 @@ FetchKey = Callable[[Server], Awaitable[bytes]]
 MAX_SOCKET_MESSAGE: Final = 65_535
 REQUEST_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 15.0
+ANSWER_AFTER_CHANGE_S: Final = 3.0
+"""Where the network changed, a session that gives no sign of life for so long is taken for dead: its address may be gone, or no longer lead there."""
 _END_OF_TIME: Final = 1e11
 """Unix seconds of the year 5138: no clock says more."""
 
@@ -98,6 +100,8 @@ class ControlClient:
         self._last_sent = 0.0
         self._reconnecting = Reconnecting(random)
         self._moved = asyncio.Event()
+        self._doubt: asyncio.TimerHandle | None = None
+        """Runs while the session that stands is asked whether it does."""
         self.connected = False
 
     @property
@@ -115,8 +119,9 @@ class ControlClient:
         await self._reconnecting.run(self._one, self._lost)
 
     async def _one(self) -> None:
+        self._moved.clear()
         try:
-            await self._session()
+            await together(self._session(), self._until_moved())
         finally:
             await self._ended()
 
@@ -132,13 +137,16 @@ class ControlClient:
         self._reconnecting.stop()
 
     def reconnect_now(self) -> None:
-        """Don't wait for the backoff: the network changed."""
+        """Don't wait for the backoff: the network changed. A session that stands is asked whether it does. (It would be silent for two minutes before it
+        counts as dead.)"""
         self._reconnecting.now()
+        if self.connected and self._doubt is None:
+            self._queue(control.Ping(0))
+            self._doubt = asyncio.get_running_loop().call_later(ANSWER_AFTER_CHANGE_S, self.moved)
 
     def moved(self) -> None:
-        """Packets leave from elsewhere, but not those of the session: a new one takes its place now. (It would be silent for two minutes before it counts as
-        dead.)"""
-        self._reconnecting.now(after_this=self.connected)
+        """Packets leave from elsewhere, but not those of the session, or of the one that is being made: a new one takes its place now."""
+        self._reconnecting.now(after_this=True)
         self._moved.set()
 
     # --- requests ---
@@ -216,7 +224,6 @@ class ControlClient:
         channel = Channel.client(self._control_key, self._server_key, PrivateKey.generate(self._random))
         welcome = await self._greet(socket, channel)
         self._channel, self.connected, self._subscribed = channel, True, False
-        self._moved.clear()
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
         self._heard()
@@ -225,7 +232,7 @@ class ControlClient:
         self._events.control_connected(welcome)
         if welcome.state != "unregistered":
             self.subscribe()
-        await together(self._write(socket, channel), self._read(socket, channel), self._keep_alive(), self._until_moved())
+        await together(self._write(socket, channel), self._read(socket, channel), self._keep_alive())
 
     async def _greet(self, socket: MessageSocket, channel: Channel) -> control.Welcome:
         try:
@@ -269,7 +276,7 @@ class ControlClient:
 
     async def _until_moved(self) -> None:
         await self._moved.wait()
-        raise UnreachableError("this machine's packets leave from another address now")
+        raise UnreachableError("this machine's network changed, and the connection from before leads nowhere")
 
     async def _keep_alive(self) -> None:
         loop, number = asyncio.get_running_loop(), 0
@@ -298,6 +305,13 @@ class ControlClient:
 
     def _heard(self) -> None:
         self._last_heard = asyncio.get_running_loop().time()
+        self._trust()
+
+    def _trust(self) -> None:
+        """It gave a sign of life, or there is no session."""
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
 
     def _handle(self, message: control.ServerMessage) -> None:
         if self._reconnecting.stopped:
@@ -362,9 +376,12 @@ class ControlClient:
 
     async def _ended(self) -> None:
         self.connected, self._channel = False, None
+        self._trust()
         for waiting in self._requests.values():
             if not waiting.done():
                 waiting.set_exception(UnreachableError("the connection to the server was lost"))
         socket, self._socket = self._socket, None
-        if socket is not None:
+        if socket is not None and self._moved.is_set():
+            socket.drop()
+        elif socket is not None:
             await socket.close()

@@ -297,8 +297,7 @@ class DataPath:
         """The network changed, or the machine woke up: `endpoints` are the local ones now. `moved`: packets leave from elsewhere."""
         self._begin()
         self._sender.forget_failures()
-        self._effects += self._paths.set_local_endpoints(tuple(endpoints), self._now)
-        self._effects += self._paths.network_changed(self._now, moved=moved)
+        self._effects += self._paths.network_changed(self._now, local=tuple(endpoints), moved=moved)
         self._settle()
 
     def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:

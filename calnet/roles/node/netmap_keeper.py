@@ -24,6 +24,8 @@ class NetmapKeeper:
         self._netmap: Netmap | None = None
         self._working: dict[NodeId, Endpoint] = {}
         self._work = asyncio.Event()
+        self._begun = False
+        """A thread was asked to write, and has not said that it did."""
         self._writing = threading.Lock()
 
     def keep(self, netmap: Netmap) -> None:
@@ -52,17 +54,19 @@ class NetmapKeeper:
             self._work.clear()
             netmap = self._present()
             if netmap is not None:
+                self._begun = True
                 try:
                     await asyncio.to_thread(self._write, netmap)
                     self._report(None)
                 except StateError as error:
                     self._report(str(error))
+                self._begun = False
             await asyncio.sleep(PAUSE_S)
 
     def write_now(self) -> None:
         """What is not written yet. StateError where it can't be."""
         netmap = self._present()
-        if self._work.is_set() and netmap is not None:
+        if (self._work.is_set() or self._begun) and netmap is not None:
             self._write(netmap)
 
     def _write(self, netmap: Netmap) -> None:

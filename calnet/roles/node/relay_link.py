@@ -68,7 +68,7 @@ class RelayLink:
         self._next: _Leg | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stalled = False
-        """The successor is there because the connection gave no sign of life: should that end, nothing serves."""
+        """The successor is there because the connection gave no sign of life, or leads from elsewhere: should that end, nothing serves."""
         self._down_since: float | None = None
         self.reason = ""
 
@@ -82,11 +82,17 @@ class RelayLink:
         if self._leg is None:
             self._down_since = self._clock()
             self._leg = self._new_leg(node_key)
-        elif self._leg.key.public != node_key.public and self._timer is None and self._next is None:
+        elif (self._next or self._leg).key.public != node_key.public and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._change_key_after, self._change_key, node_key)
 
     def _change_key(self, node_key: PrivateKey) -> None:
         self._timer = None
+        self._make_successor(node_key)
+
+    def _make_successor(self, node_key: PrivateKey) -> None:
+        """In place of the one that is under way, if there is one."""
+        if self._next is not None:
+            self._next.stop()
         if self._leg is not None:
             self._leg.client.end_with_connection()  # it would take its place back from the successor
         self._next = self._new_leg(node_key)
@@ -100,13 +106,8 @@ class RelayLink:
         """A connection gives no sign of life. It goes on, in case it does, until a second one takes its place."""
         if leg is self._leg and self._next is None:
             log.warning("relay_stalled url=%s", shown(self._url))
-            self._replace(leg)
-
-    def _replace(self, leg: _Leg) -> None:
-        if self._next is None:
-            leg.client.end_with_connection()
             self._stalled = True
-            self._next = self._new_leg(leg.key)
+            self._make_successor(leg.key)
 
     def leg_changed(self, leg: _Leg, connected: bool, reason: str) -> None:
         """A client's event. The successor is the one as soon as it is connected, or the old connection ends: the relay says the latter a moment earlier."""
@@ -156,14 +157,21 @@ class RelayLink:
 
     def reconnect_now(self) -> None:
         """Don't wait for a backoff: the network changed."""
-        if self._leg is not None:
-            self._leg.client.reconnect_now()
+        for leg in (self._leg, self._next):
+            if leg is not None:
+                leg.client.reconnect_now()
 
     def moved(self) -> None:
-        """Packets leave from elsewhere, but not those of the connection: another one is made beside it at once."""
-        self.reconnect_now()
-        if self._leg is not None and self._leg.client.connected:
-            self._replace(self._leg)
+        """Packets leave from elsewhere, but not those of the connection: another one is made beside it at once. What was being made is made anew."""
+        leg = self._leg
+        if leg is None:
+            return
+        if self._next is not None or leg.client.connected:
+            self._stalled = True
+            self._make_successor((self._next or leg).key)
+        else:
+            leg.stop()
+            self._leg = self._new_leg(leg.key)
 
     async def measure(self) -> float | None:
         """The round trip to the relay in seconds, or None."""

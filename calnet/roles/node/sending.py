@@ -125,9 +125,10 @@ class Sender:
         self._close(self._more.keys() - self._numbers_in_use())
 
     def change_socket(self, udp: UdpTransport) -> None:
-        """The first socket is another one now."""
-        before, self._udp = self._udp, udp
-        if self._awaited is before:
+        """The first socket is another one now, as this machine moved. What is held is lost, as what is on its way is: it would knock where nobody knows us."""
+        self._udp = udp
+        if self._held:
+            self._held.clear()
             self._go_on()
 
     def forget_failures(self) -> None:

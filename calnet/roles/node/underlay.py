@@ -50,7 +50,10 @@ class MessageSocket(Protocol):
         """The next message. ProtocolError for a text message."""
 
     async def close(self) -> None:
-        """Close; never raises, a second call does nothing."""
+        """Close; never raises, a second call does nothing. It waits a while for the other side to agree."""
+
+    def drop(self) -> None:
+        """Close without a word, as it would not arrive."""
 
 
 class Dial(Protocol):
@@ -200,6 +203,9 @@ class _WebSocket:
     async def close(self) -> None:
         with contextlib.suppress(OSError, self._closed):
             await self._connection.close()
+
+    def drop(self) -> None:
+        self._connection.transport.abort()
 
 
 def _closing(error: Exception) -> str:
@@ -351,7 +357,7 @@ class Reconnecting:
         self._wake.clear()
 
     def now(self, *, after_this: bool = False) -> None:
-        """Don't wait for the backoff: the network changed. `after_this`: nor where the connection that stands ends now."""
+        """Don't wait for the backoff: the network changed. `after_this`: nor where the connection that stands, or is being made, ends now."""
         if self._pausing or after_this:
             self._wake.set()
 

@@ -70,6 +70,9 @@ class MemorySocket:
         return message
 
     async def close(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
         self.closed = True
         self.inbox.put_nowait(None)
         if self.other is not None:
@@ -101,6 +104,8 @@ class FakeServer:
     def __init__(self, key: PrivateKey | None = None) -> None:
         self.key = key or PrivateKey(b"\x11" * 32)
         self.reachable = True
+        self.mute = False
+        """Connections are taken, and nothing is ever said on them."""
         self.standing = "unregistered"
         self.after_register = "active"
         self.refusal: CalnetError | None = None
@@ -123,6 +128,8 @@ class FakeServer:
         if not self.reachable:
             raise UnreachableError("server.test port 8080: connection refused")
         ours, theirs = socket_pair()
+        if self.mute:
+            return theirs
         work = self._relay(ours) if url == RELAY_URL else self._control(ours)
         task = asyncio.create_task(work)
         self._tasks.add(task)

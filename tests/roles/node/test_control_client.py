@@ -71,6 +71,57 @@ def test_move_begins_a_new_session_without_a_pause(tmp_path: Path, monkeypatch: 
     run(tmp_path, script)
 
 
+def test_move_while_a_session_is_being_made_makes_another_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underlay, "backoff", lambda attempt, fraction: 0.01 if attempt == 0 else 60.0)
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.server.mute = True
+        await world.server.drop()
+        await until(lambda: not world.daemon.control.connected)
+        await asyncio.sleep(0.1)  # it waits for an answer to what it sent from the place before
+        world.server.mute = False
+        world.daemon.control.moved()
+        await until(lambda: world.daemon.control.connected and len(world.server.sessions) == 2, 5.0)
+
+    run(tmp_path, script)
+
+
+def swallow(world: World) -> None:
+    """What the server says in this session reaches nobody any more, nor that it ends."""
+    world.server.session.socket.other.inbox.put_nowait = lambda message: None  # type: ignore[union-attr, method-assign]
+
+
+def test_move_does_not_wait_for_a_farewell_to_the_session_before(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        theirs = world.server.session.socket.other
+        assert theirs is not None
+        theirs.close = asyncio.Event().wait  # type: ignore[assignment, method-assign]
+        world.daemon.control.moved()
+        await until(lambda: world.daemon.control.connected and len(world.server.sessions) == 2)
+
+    run(tmp_path, script)
+
+
+def test_change_of_network_asks_the_session_that_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_client, "ANSWER_AFTER_CHANGE_S", 0.2)
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.daemon.control.reconnect_now()
+        await asyncio.sleep(0.5)
+        assert len(world.server.sessions) == 1
+        swallow(world)
+        world.daemon.control.reconnect_now()
+        await until(lambda: world.daemon.control.connected and len(world.server.sessions) == 2)
+
+    run(tmp_path, script)
+
+
 def test_client_told_an_unknown_message_ignores_it(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()

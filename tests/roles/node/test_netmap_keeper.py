@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -79,3 +81,25 @@ def test_keeper_that_can_not_write_says_so_and_goes_on(tmp_path: Path, monkeypat
         assert stored.version == 2
 
     keeping(tmp_path, script, monkeypatch)
+
+
+def test_keeper_ended_before_its_thread_began_has_the_netmap_written_by_write_now(tmp_path: Path) -> None:
+    async def main() -> None:
+        directory, blocked = StateDirectory(tmp_path / "state", Random(1).randbytes), threading.Event()
+        keeper = NetmapKeeper(directory, lambda text: None)
+        workers = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(workers)
+        workers.submit(blocked.wait)
+        task = asyncio.create_task(keeper.run())
+        keeper.keep(a_netmap(1))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        task.cancel()
+        keeper.write_now()
+        stored = directory.load_netmap()[0]
+        blocked.set()
+        directory.close()
+        assert stored is not None
+        assert stored.version == 1
+
+    asyncio.run(main())

@@ -13,7 +13,7 @@ import pytest
 
 from calnet.crypto.keys import PrivateKey
 from calnet.errors import UnreachableError
-from calnet.roles.node import relay_client
+from calnet.roles.node import relay_client, underlay
 from calnet.roles.node.relay_link import RelayLink
 from calnet.wire import relay
 from tests.roles.node.fakes import RELAY_URL, FakeServer, until
@@ -265,6 +265,75 @@ def test_move_replaces_the_connection_without_waiting_for_its_answer() -> None:
         await until(lambda: len(server.relays) == 2 and user.states == [True, True])
         link.send(b"p" * 32, [b"arrives"])
         await until(lambda: server.relays[1].datagrams == [(b"p" * 32, b"arrives")])
+
+    with_link(script)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_move_while_a_connection_is_being_made_makes_another_at_once(connected: bool) -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.mute = True
+        if connected:
+            link.moved()
+        else:
+            await server.drop()
+            await until(lambda: user.states == [True, False])
+            link.reconnect_now()
+        await asyncio.sleep(0.05)  # it waits for an answer to what it sent from the place before
+        server.mute = False
+        link.moved()
+        await until(lambda: len(server.relays) == 2 and user.states[-1], 5.0)
+        assert user.states == ([True, True] if connected else [True, False, True])
+
+    with_link(script)
+
+
+def test_change_of_network_wakes_the_connection_that_takes_the_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(underlay, "backoff", lambda attempt, fraction: 60.0)
+
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.reachable = False
+        link.moved()
+        await asyncio.sleep(0.05)
+        server.reachable = True
+        link.reconnect_now()
+        await until(lambda: user.states == [True, True])
+
+    with_link(script)
+
+
+@pytest.mark.parametrize("key_first", [True, False])
+def test_move_while_the_key_changes_leaves_one_connection_with_the_new_key(key_first: bool) -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.mute = True
+        if not key_first:
+            link.moved()
+        link.use(RELAY_URL, server.key.public, NEW)
+        if key_first:
+            link.moved()
+        await asyncio.sleep(0.1)  # both are under way
+        server.mute = False
+        link.moved()
+        await until(lambda: server.relays[-1].key == NEW.public)
+        await until(lambda: [session.key for session in server.relays if not session.socket.closed] == [NEW.public])
+        await until(lambda: len([task for task in asyncio.all_tasks() if "RelayClient.run" in repr(task)]) == 1)
+        assert len(server.relays) == 2
+
+    with_link(script)
+
+
+def test_connection_that_ends_after_a_move_is_told_though_the_key_changes() -> None:
+    async def script(server: FakeServer, user: User, link: RelayLink) -> None:
+        await until(lambda: user.states == [True])
+        server.mute = True
+        link.use(RELAY_URL, server.key.public, NEW)
+        await asyncio.sleep(0.1)
+        link.moved()
+        await server.drop()
+        await until(lambda: user.states == [True, False])
 
     with_link(script)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -106,6 +108,30 @@ def test_dial_with_tls_of_a_plain_server_is_unreachable() -> None:
             await websocket_dial(0)(f"wss://127.0.0.1:{port}/control/ws", 1000)
 
     serving(b"HTTP/1.1 400 Bad Request\r\n\r\n", script)
+
+
+def test_websocket_that_is_dropped_is_gone_at_once_though_the_other_side_says_nothing() -> None:
+    async def main() -> None:
+        over = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = await reader.readuntil(b"\r\n\r\n")
+            key = next(line.partition(b":")[2].strip() for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+            accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            writer.write(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+            await over.wait()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server, asyncio.timeout(30):
+            opened = await websocket_dial(0)(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/control/ws", 1000)
+            opened.drop()
+            opened.drop()
+            with pytest.raises(UnreachableError):
+                await opened.receive()
+            over.set()
+
+    asyncio.run(main())
 
 
 def test_connect_to_a_closed_port_names_host_and_reason() -> None:
