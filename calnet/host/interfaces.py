@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from typing import Final, NamedTuple
@@ -50,23 +50,40 @@ class NetworkView:
 
 
 class WayOut(NamedTuple):
-    """Whence packets leave for the internet: the preferred gateway (empty: none is needed), and the address that they bear."""
+    """Whence packets leave for the internet: the preferred gateway (empty: none is needed), and the address that they bear. IPv6's change by themselves: the
+    interface's network stands for them."""
 
     gateway: str
     source: Address
 
 
-def way_out(view: NetworkView) -> WayOut | None:
-    """The way by IPv4, where there is one, else by IPv6, whose sources change by themselves: the interface's network stands for them."""
+def ways_out(view: NetworkView, before: Mapping[int, WayOut]) -> dict[int, WayOut]:
+    """The way by each IP version that has one. An address in use `before` stays in use as long as it is there, whatever comes beside it."""
+    found: dict[int, WayOut] = {}
     for version in (4, 6):
-        for gateway in view.gateways:
-            addresses = next((interface.addresses for interface in view.interfaces if interface.index == gateway.interface), ())
-            usable = [address for address in addresses if address.version == version and not address.is_link_local]
-            if not usable or (gateway.address and (":" in gateway.address) != (version == 6)):
-                continue
-            near = next((address for address in usable if gateway.address and ip_address(gateway.address) in address.network), usable[0])
-            return WayOut(gateway.address, near.ip if version == 4 else near.network.network_address)
-    return None
+        way = next((way for gateway in view.gateways if (way := _way_by(gateway, version, view, before.get(version))) is not None), None)
+        if way is not None:
+            found[version] = way
+    return found
+
+
+def _way_by(gateway: Gateway, version: int, view: NetworkView, before: WayOut | None) -> WayOut | None:
+    addresses = next((interface.addresses for interface in view.interfaces if interface.index == gateway.interface), ())
+    usable = [address for address in addresses if address.version == version and not address.is_link_local]
+    if not usable or (gateway.address and (":" in gateway.address) != (version == 6)):
+        return None
+    sources = {address: address.ip if version == 4 else address.network.network_address for address in usable}
+    if before is not None and before.gateway == gateway.address and before.source in sources.values():
+        return before
+    near = next((address for address in usable if gateway.address and ip_address(gateway.address) in address.network), usable[0])
+    return WayOut(gateway.address, sources[near])
+
+
+def has_moved(before: Mapping[int, WayOut], now: Mapping[int, WayOut]) -> bool:
+    """Whether packets leave from elsewhere. IPv4, whose ports are translated, decides where it was and is there, else IPv6; that one of them comes or goes
+    beside the other moves nothing."""
+    both = next((version for version in (4, 6) if version in before and version in now), None)
+    return bool(before and now) if both is None else before[both] != now[both]
 
 
 def underlay(interfaces: Iterable[Interface], tun: str) -> list[Interface]:

@@ -333,4 +333,8 @@ def _gateways(netlink: Any) -> Iterator[Gateway]:
     for family in _FAMILIES:
         for route in netlink.get_routes(family=family, table=_MAIN_TABLE):
             if route["dst_len"] == 0 and route["type"] == _TYPE_UNICAST and (route.get_attr("RTA_TABLE") or route["table"]) == _MAIN_TABLE:
-                yield Gateway(route.get_attr("RTA_PRIORITY") or 0, route.get_attr("RTA_GATEWAY") or "", route.get_attr("RTA_OIF") or 0)
+                metric = route.get_attr("RTA_PRIORITY") or 0
+                if (hops := route.get_attr("RTA_MULTIPATH")) is None:
+                    yield Gateway(metric, route.get_attr("RTA_GATEWAY") or "", route.get_attr("RTA_OIF") or 0)
+                for hop in hops or ():
+                    yield Gateway(metric, hop.get_attr("RTA_GATEWAY") or "", hop["oif"])

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from calnet.host.interfaces import MAX_CANDIDATES, Gateway, Interface, NetworkView, WayOut, attached_prefixes, candidate_addresses, way_out
+from calnet.host.interfaces import MAX_CANDIDATES, Gateway, Interface, NetworkView, WayOut, attached_prefixes, candidate_addresses, has_moved, ways_out
 
 
 def interface(name: str, *addresses: str, up: bool = True, loopback: bool = False) -> Interface:
@@ -64,16 +64,50 @@ def network(*gateways: Gateway) -> NetworkView:
     return NetworkView((wired, point_to_point, Interface(3, "wlan0", True, (ip_interface("2001:db8:2::7/64"),))), gateways)
 
 
+def way(gateway: str, source: str) -> WayOut:
+    return WayOut(gateway, ip_address(source))
+
+
 @pytest.mark.parametrize(
     ("gateways", "expected"),
     [
-        ((), None),
-        ((Gateway(0, "192.168.1.1", 1), Gateway(600, "", 2)), ("192.168.1.1", "192.168.1.5")),
-        ((Gateway(0, "", 2), Gateway(600, "192.168.1.1", 1)), ("", "203.0.113.4")),
-        ((Gateway(0, "fe80::1", 3), Gateway(600, "192.168.1.1", 1)), ("192.168.1.1", "192.168.1.5")),
-        ((Gateway(0, "fe80::1", 3),), ("fe80::1", "2001:db8:2::")),
-        ((Gateway(0, "192.168.1.1", 9),), None),
+        ((), {}),
+        ((Gateway(0, "192.168.1.1", 1), Gateway(600, "", 2)), {4: way("192.168.1.1", "192.168.1.5")}),
+        ((Gateway(0, "", 2), Gateway(600, "192.168.1.1", 1)), {4: way("", "203.0.113.4")}),
+        ((Gateway(0, "fe80::1", 3), Gateway(600, "192.168.1.1", 1)), {4: way("192.168.1.1", "192.168.1.5"), 6: way("fe80::1", "2001:db8:2::")}),
+        ((Gateway(0, "192.168.1.1", 9),), {}),
     ],
 )
-def test_way_out_is_the_preferred_gateway_and_the_address_next_to_it(gateways: tuple[Gateway, ...], expected: tuple[str, str] | None) -> None:
-    assert way_out(network(*gateways)) == (None if expected is None else WayOut(expected[0], ip_address(expected[1])))
+def test_ways_out_are_the_preferred_gateways_and_the_addresses_next_to_them(gateways: tuple[Gateway, ...], expected: dict[int, WayOut]) -> None:
+    assert ways_out(network(*gateways), {}) == expected
+
+
+def test_address_added_beside_the_one_in_use_changes_no_way_out() -> None:
+    gateway = Gateway(0, "192.168.1.1", 1)
+    in_use = {4: way("192.168.1.1", "192.168.1.6")}
+    assert ways_out(network(gateway), in_use) == in_use
+    assert ways_out(network(gateway), {4: way("192.168.1.1", "192.168.1.7")}) == {4: way("192.168.1.1", "192.168.1.5")}
+    assert ways_out(network(gateway), {4: way("192.168.1.2", "192.168.1.6")}) == {4: way("192.168.1.1", "192.168.1.5")}
+
+
+FOUR, FOUR_ELSEWHERE = way("10.0.0.1", "10.0.0.5"), way("10.0.0.1", "10.0.0.6")
+SIX, SIX_ELSEWHERE = way("fe80::1", "2001:db8:1::"), way("fe80::1", "2001:db8:2::")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({}, {4: FOUR}, False),
+        ({4: FOUR}, {}, False),
+        ({4: FOUR}, {4: FOUR}, False),
+        ({4: FOUR}, {4: FOUR_ELSEWHERE}, True),
+        ({4: FOUR}, {6: SIX}, True),
+        ({4: FOUR, 6: SIX}, {6: SIX}, False),
+        ({6: SIX}, {4: FOUR, 6: SIX}, False),
+        ({4: FOUR, 6: SIX}, {6: SIX_ELSEWHERE}, True),
+        ({4: FOUR, 6: SIX}, {4: FOUR, 6: SIX_ELSEWHERE}, False),
+        ({4: FOUR, 6: SIX}, {4: FOUR_ELSEWHERE, 6: SIX}, True),
+    ],
+)
+def test_machine_has_moved_where_its_way_out_is_another(before: dict[int, WayOut], now: dict[int, WayOut], expected: bool) -> None:
+    assert has_moved(before, now) == expected

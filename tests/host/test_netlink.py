@@ -225,6 +225,17 @@ def test_view_shows_interfaces_addresses_and_gateways() -> None:
 
 
 @pytest.mark.e2e
+def test_view_shows_each_gateway_of_a_default_route_that_has_several() -> None:
+    async def script(network: KernelNetwork) -> NetworkView:
+        return await network.view()
+
+    links = "ip link add up0 type veth peer name up1; ip addr add 192.0.2.7/24 dev up0; ip link set up0 up; ip link set up1 up"
+    view = with_kernel(script, prepare=f"{links}; ip route add default nexthop via 192.0.2.1 dev up0 nexthop via 192.0.2.2 dev up0")
+    index = next(interface.index for interface in view.interfaces if interface.name == "up0")
+    assert [gateway for gateway in view.gateways if "." in gateway.address] == [Gateway(0, "192.0.2.1", index), Gateway(0, "192.0.2.2", index)]
+
+
+@pytest.mark.e2e
 def test_watch_tells_of_an_address_once_debounced_and_stops() -> None:
     async def script(network: KernelNetwork) -> int:
         told: list[int] = []

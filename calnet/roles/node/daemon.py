@@ -20,7 +20,7 @@ from typing import Final
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import HostError, StateError
-from calnet.host.interfaces import WayOut, way_out
+from calnet.host.interfaces import WayOut, has_moved, ways_out
 from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
 from calnet.paths.way import Way
 from calnet.roles.node import routes
@@ -106,7 +106,8 @@ class Daemon:
         self._senders: dict[bytes, NodeId] = {}
         self._relay_keys: dict[NodeId, bytes] = {}
         self._stun: tuple[str, ...] = ()
-        self._way_out: WayOut | None = None
+        self._ways_out: dict[int, WayOut] = {}
+        """The last known by each IP version."""
         self.trust_findings: tuple[Finding, ...] = ()
         self.host = HostKeeper(setup, wanted=self._wanted_on_host, moved=self._paths_changed, settled=self._host_settled, clock=clocks.elapsed)
         self.mapper = PortMapper(self._port_mapped, random=random, mark=mark)
@@ -128,7 +129,7 @@ class Daemon:
         """Clean what a crash left, then come up if the user wanted it so. HostError, StateError: the daemon can't run."""
         await self.setup.clean_leftovers()
         await self.setup.look()
-        self._way_out = way_out(self.setup.view)
+        self._ways_out = ways_out(self.setup.view, {})
         self.control.load()
         watch = self.setup.network.watch(self.host.network_changed)
         self._watch = watch.close
@@ -315,9 +316,10 @@ class Daemon:
 
     def _moved(self) -> bool:
         """Whether our packets leave from elsewhere than before."""
-        before, now = self._way_out, way_out(self.setup.view)
-        self._way_out = now or before
-        return before is not None and now is not None and now != before
+        before = self._ways_out
+        now = ways_out(self.setup.view, before)
+        self._ways_out = before | now
+        return has_moved(before, now)
 
     def _change_port(self, engine: Engine) -> None:
         """A router that had our packets from another address keeps that one's connections, and our port towards each peer with it (a Linux one for 120 s, and

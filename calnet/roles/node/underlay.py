@@ -338,7 +338,8 @@ class Reconnecting:
                     lost, UnreachableError(f"the connection was ended by a defect of Calnet ({type(error).__name__}): please report it with the daemon's log")
                 )
             attempt = 0 if loop.time() - started > STABLE_S else attempt + 1
-            await self._pause(backoff(max(0, attempt - 1), self._random(1)[0] / 256))
+            if await self._pause(backoff(max(0, attempt - 1), self._random(1)[0] / 256)):
+                attempt = 0
 
     def _tell(self, lost: Callable[[CalnetError], None], error: CalnetError) -> None:
         try:
@@ -346,18 +347,20 @@ class Reconnecting:
         except Exception as defect:
             log.error("connection_failed error=%r", defect, exc_info=defect)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> bool:
+        """Whether it was cut short."""
         if self.stopped:
-            return
+            return False
         self._pausing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        self._pausing = False
+        woken, self._pausing = self._wake.is_set(), False
         self._wake.clear()
+        return woken
 
     def now(self, *, after_this: bool = False) -> None:
-        """Don't wait for the backoff: the network changed. `after_this`: nor where the connection that stands, or is being made, ends now."""
+        """Don't wait for the backoff, and start it anew: the network changed. `after_this`: nor where the one that stands, or is being made, ends now."""
         if self._pausing or after_this:
             self._wake.set()
 

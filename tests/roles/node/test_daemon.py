@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from ipaddress import IPv4Interface, ip_network
+from ipaddress import IPv4Interface, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -457,6 +457,24 @@ def test_move_takes_another_port_and_keeps_it(tmp_path: Path) -> None:
         await until(lambda: world.engine.moved)
         assert world.engine.endpoints == (Endpoint("192.0.2.8", first + 1),)
         assert world.daemon.state.prefs.port == world.daemon.udp_port() == first + 1
+
+    run(tmp_path, script)
+
+
+def test_port_is_kept_where_ipv4_comes_later_than_ipv6_or_goes_for_a_while(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        six, four = ip_interface("2001:db8::7/64"), ip_interface("192.0.2.7/24")
+        ways = Gateway(0, "192.0.2.1", 2), Gateway(1024, "fe80::1", 2)
+        alone = NetworkView((Interface(2, "eth0", True, (six,)),), ways[1:])
+        both = NetworkView((Interface(2, "eth0", True, (four, six)),), ways)
+        world.network.present = alone
+        await world.boot()
+        await world.up()
+        first = world.engine.port
+        for view, addresses in ((both, ("192.0.2.7", "2001:db8::7")), (alone, ("2001:db8::7",)), (both, ("192.0.2.7", "2001:db8::7"))):
+            world.network.change(view)
+            await until(lambda: world.engine.endpoints == tuple(Endpoint(address, first) for address in addresses))  # noqa: B023 - awaited here
+            assert not world.engine.moved
 
     run(tmp_path, script)
 

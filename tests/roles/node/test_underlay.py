@@ -8,12 +8,15 @@ import hashlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from random import Random
 
 import pytest
 
 from calnet.errors import InvalidError, ProtocolError, UnreachableError
 from calnet.model import Endpoint
+from calnet.roles.node import underlay
 from calnet.roles.node.underlay import connect_marked, fetch_server_key, parse_server, resolve, websocket_dial
+from tests.roles.node.fakes import until
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,28 @@ def test_websocket_that_is_dropped_is_gone_at_once_though_the_other_side_says_no
             over.set()
 
     asyncio.run(main())
+
+
+def test_reconnecting_told_of_another_network_starts_its_backoff_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has now may take a moment to work: the next try comes soon too."""
+    asked: list[int] = []
+    monkeypatch.setattr(underlay, "backoff", lambda attempt, fraction: asked.append(attempt) or (60.0 if len(asked) == 5 else 0.0))
+
+    async def main() -> None:
+        reconnecting = underlay.Reconnecting(Random(1).randbytes)
+
+        async def connection() -> None:
+            raise UnreachableError("the name server.test does not resolve")
+
+        task = asyncio.create_task(reconnecting.run(connection, lambda error: None))
+        await until(lambda: len(asked) == 5)
+        reconnecting.now()
+        await until(lambda: len(asked) > 7)
+        reconnecting.stop()
+        task.cancel()
+
+    asyncio.run(main())
+    assert asked[:8] == [0, 1, 2, 3, 4, 0, 1, 2]
 
 
 def test_connect_to_a_closed_port_names_host_and_reason() -> None:
