@@ -74,7 +74,7 @@ def open_udp(port: int = 0, *, mark: int = 0, offload: bool = True, report: Call
     """Open the UDP port `port` (0: the kernel chooses; see `.port`) for IPv4 and, where this machine has it, IPv6.
 
     `mark` is the fwmark of what is sent (0: none; else CAP_NET_ADMIN), `offload` asks for UDP_SEGMENT and UDP_GRO, `report(code, text)` hears once of each
-    thing a person should know. HostError: the port is taken or not permitted.
+    thing a person should know. HostError: the port is taken or not permitted, or no socket can be had.
     """
     for attempt in range(_PORT_TRIES):
         four = _bind(socket.AF_INET, port, mark)
@@ -94,7 +94,12 @@ def open_udp(port: int = 0, *, mark: int = 0, offload: bool = True, report: Call
 
 def _bind(family: socket.AddressFamily, port: int, mark: int) -> socket.socket:
     """A bound, non-blocking socket. HostError: the port can't be had; OSError: this machine lacks the family."""
-    new = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        new = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        if family == socket.AF_INET6 and error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise HostError(f"no UDP socket can be had: {error.strerror}") from error
     try:
         if family == socket.AF_INET6:
             new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

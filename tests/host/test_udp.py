@@ -316,6 +316,23 @@ def test_mark_without_the_capability_is_a_host_error(monkeypatch: pytest.MonkeyP
         open_udp(mark=1)
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_machine_without_a_free_file_is_a_host_error_and_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    made: list[socket.socket] = []
+
+    class Scarce(socket.socket):
+        def __init__(self, *args: Any) -> None:
+            if len(made) == allowed:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(socket, "socket", Scarce)
+    with pytest.raises(HostError, match="Too many open files"):
+        open_udp(40_500)
+    assert [one.fileno() for one in made] == [-1] * allowed
+
+
 def test_kernel_without_segmentation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "_UDP_SEGMENT", 250)
     monkeypatch.setattr(udp, "UDP_GRO", 251)
