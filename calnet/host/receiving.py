@@ -7,6 +7,7 @@ drivers or senders have no offloads, as much as opening them; recvmmsg(2) takes 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import socket
 import struct
 from array import array
@@ -55,7 +56,7 @@ class Many:
             raise OSError("there is no recvmmsg") from error
         self._call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
         word = struct.calcsize("L")
-        self._spill = memoryview(bytearray(MAX_SEGMENTS * RECEIVE_SIZE))
+        self._spill = memoryview(mmap.mmap(-1, MAX_SEGMENTS * RECEIVE_SIZE))  # 4 MiB that no page is given for until something comes there
         self._names = memoryview(bytearray(MAX_SEGMENTS * _NAME_SIZE))
         self._controls = memoryview(bytearray(MAX_SEGMENTS * _ANCILLARY_SIZE))
         self._parts = memoryview(bytearray(MAX_SEGMENTS * 4 * word)).cast("L")
