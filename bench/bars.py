@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-WIDTH, ROW, LEFT, TOP, COLUMNS = 360, 18, 130, 30, 2
+WIDTH, ROW, LEFT, TOP, COLUMNS = 380, 18, 150, 30, 2
 TESTS = {
     "TCP, one stream": "Mbit/s",
     "TCP, four streams": "Mbit/s",
