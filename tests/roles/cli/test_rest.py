@@ -16,13 +16,17 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 @pytest.fixture
 def breaking(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a server that answers one request with these bytes, and is gone."""
+    """The URL of a server that answers one request with these bytes, and is gone. It has read all of it, in one piece or two: what it had not would reset the
+    connection, answer included."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
             connection, _ = server.accept()
             with connection:
-                connection.recv(65536)
+                connection.settimeout(10)
+                asked = b""
+                while not asked.endswith(b"\r\n\r\n{}"):
+                    asked += connection.recv(65536)
                 connection.sendall(request.param)
 
         thread = threading.Thread(target=answer)
