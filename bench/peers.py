@@ -218,7 +218,8 @@ def run(quick: bool = False) -> Found:
         for number in range(rounds):
             settle()
             for program in NODES:
-                for configured, actives in ((1, (1,)), (CONFIGURED, ACTIVE)):
+                turned = ACTIVE[:: -1 if number % 2 else 1]  # what else goes on meets all alike
+                for configured, actives in ((1, (1,)), (CONFIGURED, turned)):
                     for case, figure in measured(lab, program, configured, actives, seconds).items():
                         results[case].append(figure)
                         named = dict(zip(("node", "load", "configured", "active"), case, strict=True))
