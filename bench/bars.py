@@ -1,72 +1,48 @@
-"""How contenders compare, as bars: python -m bench.bars < JSON-LINES > docs/performance.svg, the lines those of bench.throughput."""
+"""Results of several contenders as bars: a panel a test, each bar as long as the median, its line from the least to the most."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
-WIDTH, ROW, LEFT, TOP, COLUMNS = 380, 18, 150, 30, 2
-TESTS = {
-    "TCP, one stream": "Mbit/s",
-    "TCP, four streams": "Mbit/s",
-    "TCP, no offloads on the wire": "Mbit/s",
-    "TCP at 1 % loss": "Mbit/s",
-    "UDP 1,200 bytes": "Mbit/s",
-    "UDP 64 bytes, lossless": "packets/s",
-    "ping p50": "ms",
-    "CPU": "s/GB",
-}
-BARE = "no tunnel"
-STYLE = "text{font:11px sans-serif;fill:#333}.bar{fill:#9ab}.ours{fill:#1668b8}.range{stroke:#333}"
+from bench.plot import drawing
 
-Figures = Mapping[tuple[str, str], Sequence[float]]
-"""By contender and test: of each round."""
+WIDTH, LEFT, RIGHT, TOP, STEP = 400, 142, 62, 30, 18
+COLUMNS: Final = 2
+OURS: Final = "calnet"
+"""Names that begin so are drawn in our colour."""
 
 
-def figures(lines: Iterable[str]) -> dict[tuple[str, str], list[float]]:
-    """The throughput bench's figures among these lines."""
-    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-    for line in lines:
-        row = json.loads(line) if line.startswith("{") else {}
-        if row.get("bench") == "throughput":
-            for test in TESTS:
-                if test in row:
-                    found[row["contender"], test].append(row[test])
-    return dict(found)
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One test: what each contender reached, round by round, at least once."""
+
+    title: str
+    results: Sequence[tuple[str, Sequence[float]]]
 
 
-def drawing(found: Figures) -> str:
-    """One SVG: a panel for each test, a bar as long as the median for each tunnel, with a line from the least to the most."""
-    names = [name for name in dict.fromkeys(name for name, _ in found) if name != BARE]
-    tests = [test for test in TESTS if any((name, test) in found for name in names)]
-    height = TOP + ROW * len(names) + 16
-    panels = [_panel(found, test, names, at % COLUMNS * WIDTH, at // COLUMNS * height) for at, test in enumerate(tests)]
-    width, total = WIDTH * COLUMNS, height * -(-len(tests) // COLUMNS)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}"><style>{STYLE}</style>'
-    return "\n".join([head, f'<rect width="{width}" height="{total}" fill="#fff"/>', *panels, "</svg>", ""])
+def bars(panels: Sequence[Panel]) -> str:
+    """All of them in one SVG. At least one panel, with at least one result."""
+    height = TOP + STEP * max(len(panel.results) for panel in panels) + 12
+    return drawing([_panel(panel) for panel in panels], (WIDTH, height), COLUMNS)
 
 
-def _panel(found: Figures, test: str, names: Sequence[str], x: int, y: int) -> str:
-    most = max(max(found[name, test]) for name in names if (name, test) in found)
-    scale = (WIDTH - LEFT - 60) / most if most else 0.0
-    parts = [f'<g transform="translate({x} {y})"><text x="{LEFT}" y="{TOP - 12}" font-weight="bold">{test}, {TESTS[test]}</text>']
-    for at, name in enumerate(names):
-        values, top = found.get((name, test)), TOP + ROW * at
-        parts.append(f'<text x="{LEFT - 6}" y="{top + 11}" text-anchor="end">{name}</text>')
-        if values:
-            middle, low, high = statistics.median(values), min(values), max(values)
-            ours = " ours" if name.startswith("calnet") else ""
-            shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.2f}"
-            parts += [
-                f'<rect class="bar{ours}" x="{LEFT}" y="{top}" width="{middle * scale:.1f}" height="{ROW - 5}"/>',
-                f'<path class="range" d="M{LEFT + low * scale:.1f} {top + 6.5}H{LEFT + high * scale:.1f}"/>',
-                f'<text x="{LEFT + high * scale + 5:.1f}" y="{top + 11}">{shown}</text>',
-            ]
-    return "\n".join([*parts, "</g>"])
-
-
-if __name__ == "__main__":
-    sys.stdout.write(drawing(figures(sys.stdin)))
+def _panel(panel: Panel) -> str:
+    most = max(max(values) for _, values in panel.results)
+    scale = (WIDTH - LEFT - RIGHT) / (most or 1.0)
+    parts = [f'<text x="{LEFT}" y="{TOP - 12}">{panel.title}</text>']
+    for place, (name, values) in enumerate(panel.results):
+        top, middle = TOP + place * STEP, statistics.median(values)
+        low, end, high = (LEFT + scale * value for value in (min(values), middle, max(values)))
+        parts += [
+            f'<text x="{LEFT - 6}" y="{top + 10}" text-anchor="end">{name}</text>',
+            f'<rect class="{"ours" if name.startswith(OURS) else "theirs"}" x="{LEFT}" y="{top}" width="{end - LEFT:.1f}" height="{STEP - 5}"/>',
+            f'<text x="{high + 5:.1f}" y="{top + 10}">{middle:,.{0 if middle >= 100 else 1}f}</text>',
+        ]
+        if high > low:
+            parts.append(f'<path class="range" d="M{low:.1f} {top + 3}v7m0 -3.5H{high:.1f}m0 -3.5v7"/>')
+    bottom = TOP + len(panel.results) * STEP
+    parts.append(f'<path class="axis" d="M{LEFT} {TOP - 4}V{bottom}"/>')
+    return "\n".join(parts)

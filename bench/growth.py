@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
+from bench.plot import drawing
+
 WIDTH, HEIGHT, LEFT, TOP = 250, 170, 46, 34
 COLUMNS = 3
 PLOTS = (
@@ -18,7 +20,6 @@ PLOTS = (
     ("restart_s", "s until all are settled after a restart", 30.0),
     ("list_ms", "ms for a list of (up to 1,000) nodes", 50.0),
 )
-STYLE = "text{font:11px sans-serif;fill:#333}.axis{stroke:#999}.bound{stroke:#c33;stroke-dasharray:4 3}.line{fill:none;stroke:#1668b8;stroke-width:2}"
 
 
 def figures(lines: Iterable[str]) -> list[dict[str, float]]:
@@ -27,30 +28,27 @@ def figures(lines: Iterable[str]) -> list[dict[str, float]]:
     return sorted((row for row in rows if row.get("bench") == "control"), key=lambda row: row["nodes"])
 
 
-def drawing(rows: Sequence[dict[str, float]]) -> str:
+def growth(rows: Sequence[dict[str, float]]) -> str:
     """All plots in one SVG: a line of what was measured, a dashed one for what it must keep to."""
-    panels = [_panel(rows, name, title, bound, at) for at, (name, title, bound) in enumerate(PLOTS)]
-    width, height = WIDTH * COLUMNS, HEIGHT * -(-len(PLOTS) // COLUMNS)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"><style>{STYLE}</style>'
-    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#fff"/>', *panels, "</svg>", ""])
+    return drawing([_panel(rows, name, title, bound) for name, title, bound in PLOTS], (WIDTH, HEIGHT), COLUMNS)
 
 
-def _panel(rows: Sequence[dict[str, float]], name: str, title: str, bound: float, place: int) -> str:
+def _panel(rows: Sequence[dict[str, float]], name: str, title: str, bound: float) -> str:
     right, bottom = WIDTH - 16, HEIGHT - 30
     most_nodes, most = rows[-1]["nodes"], 1.1 * max(bound, *(row[name] for row in rows))
     points = [(LEFT + (right - LEFT) * row["nodes"] / most_nodes, bottom - (bottom - TOP) * row[name] / most) for row in rows]
     at = bottom - (bottom - TOP) * bound / most
     parts = [
-        f'<g transform="translate({place % COLUMNS * WIDTH} {place // COLUMNS * HEIGHT})"><text x="{LEFT}" y="{TOP - 14}">{title}</text>',
-        f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}" fill="none"/>',
+        f'<text x="{LEFT}" y="{TOP - 14}">{title}</text>',
+        f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>',
         f'<path class="bound" d="M{LEFT} {at:.1f}H{right}"/><text x="{LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{bound:.0f}</text>',
         f'<path class="line" d="M{" L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>',
-        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#1668b8"/>' for x, y in points),
+        *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="point"/>' for x, y in points),
         *(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{row["nodes"]:.0f}</text>' for (x, _), row in zip(points, rows, strict=True)),
-        f'<text x="{points[-1][0]:.1f}" y="{points[-1][1] - 7:.1f}" text-anchor="end">{rows[-1][name]:.0f}</text></g>',
+        f'<text x="{points[-1][0]:.1f}" y="{points[-1][1] - 7:.1f}" text-anchor="end">{rows[-1][name]:.0f}</text>',
     ]
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(drawing(figures(sys.stdin)))
+    sys.stdout.write(growth(figures(sys.stdin)))

@@ -1,6 +1,6 @@
 """One end of a tunnel without a server: a data path made from a JSON document on stdin, for measurements and for tests against stock WireGuard.
 
-    {"tun": NAME, "port": 0, "mtu": 1280, "plain": false, "private_key": B64, "capabilities": [NAME, …],
+    {"tun": NAME, "port": 0, "mtu": 1280, "plain": false, "tell_paths": true, "private_key": B64, "capabilities": [NAME, …],
      "self": {"id": 1, "addresses": [A, …], "routes": [P, …]},
      "peers": [{"id": 2, "node_key": B64, "addresses": [A, …], "endpoint": "host:port"|null, "psk": B64|null, "keepalive_s": 0, "routes": [P, …],
                 "capabilities": [NAME, …]}]}
@@ -50,6 +50,9 @@ class Clock:
 class Alone:
     """A host without relay, server or disk."""
 
+    def __init__(self, *, tell_paths: bool) -> None:
+        self._tell_paths = tell_paths
+
     def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
         """There is no relay."""
 
@@ -63,7 +66,8 @@ class Alone:
         """A run of this program is all there is."""
 
     def path_changed(self, peer: NodeId, description: str) -> None:
-        print(f"path {peer}: {description}", file=sys.stderr, flush=True)
+        if self._tell_paths:
+            print(f"path {peer}: {description}", file=sys.stderr, flush=True)
 
     def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
         """Its one peer routes nothing."""
@@ -115,7 +119,7 @@ async def run(document: dict[str, Any]) -> None:
     """Carry packets until SIGTERM."""
     loop = asyncio.get_running_loop()
     identity = PrivateKey(base64.b64decode(document["private_key"]))
-    clock, host = Clock(), Alone()
+    clock, host = Clock(), Alone(tell_paths=document.get("tell_paths", True))
     tun = open_tun(document["tun"], plain=document.get("plain", False))
     udp = open_udp(document.get("port", 0), offload=not document.get("plain", False), report=host.health)
     path = DataPath(

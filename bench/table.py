@@ -24,6 +24,15 @@ class Row:
         return "met" if (self.ratio <= 1.0 if self.at_most else self.ratio >= 1.0) else "missed"
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a bench brings home: its rows, and perhaps a table of everything in Markdown, and a plot in SVG."""
+
+    rows: Sequence[Row]
+    table: str = ""
+    plot: str = ""
+
+
 def markdown(rows: Sequence[Row]) -> str:
     lines = ["| what | measured | target | measured / target | |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {r.what} | {r.measured} | {r.target} | {'' if r.ratio is None else f'{r.ratio:.2f}'} | {r.verdict} |" for r in rows]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import re
 import statistics
 import subprocess
@@ -23,10 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.bars import drawing
+from bench.bars import Panel, bars
 from bench.contenders import ANCHOR, CONTENDERS, Contender, named
 from bench.disturbance import Watch, settle
-from bench.table import Row, print_table
+from bench.table import Found, Row, print_table
 from bench.tunnel_lab import Lab, until
 from calnet.errors import CalnetError, HostError
 
@@ -83,6 +82,9 @@ TARGETS: Final = (
     ("calnet", "CPU", 0.16),
 )
 """(who, what, ratio to the anchor's that it must reach)."""
+PLOTTED: Final = ("TCP, one stream", "UDP 1,200 bytes", "TCP, four streams", "TCP, no offloads on the wire", "UDP 64 bytes, lossless", "CPU")
+NOT_PLOTTED: Final = "no tunnel"
+"""Beside the bare wire all bars would be short."""
 
 Results = dict[tuple[str, str], list[float]]
 
@@ -227,15 +229,9 @@ def _times(output: str) -> list[float]:
 
 
 def run(
-    quick: bool = False,
-    rounds: int | None = None,
-    seconds: float | None = None,
-    mtu: int = MTU,
-    only: Sequence[str] = (),
-    peers: Sequence[str] = (),
-    plot: pathlib.Path | None = None,
-) -> list[Row]:
-    """All rounds; a row for each target, and the table of everything; bars to the file `plot`."""
+    quick: bool = False, rounds: int | None = None, seconds: float | None = None, mtu: int = MTU, only: Sequence[str] = (), peers: Sequence[str] = ()
+) -> Found:
+    """All rounds; a row for each target, and table and plot of everything."""
     chosen = [*CONTENDERS, *named(peers)]
     wanted = set(only) | {ANCHOR} if only else set(QUICK) if quick else {one.name for one in chosen}
     if unknown := wanted - {one.name for one in chosen}:
@@ -257,20 +253,30 @@ def run(
                 print(json.dumps({"bench": "throughput", "round": number, "contender": one.name, "mtu": mtu, **figures}), flush=True)
                 for name, value in found.items():
                     results[one.name, name].append(value)
-    print("\n" + table(results, [one.name for one in chosen], quick), flush=True)
-    if plot is not None:
-        plot.write_text(drawing(results))
-    return rows(results)
+    names = [one.name for one in chosen]
+    everything = table(results, names, quick, f"{rounds} rounds of {seconds:g} s, median (range)")
+    print("\n" + everything, flush=True)
+    return Found(rows(results), everything, plot(results, names))
 
 
-def table(results: Results, names: Sequence[str], quick: bool) -> str:
+def table(results: Results, names: Sequence[str], quick: bool, title: str) -> str:
     """Everything, as Markdown: medians, with the range in brackets."""
     tests = [test for test in TESTS if test.quick or not quick]
-    lines = [f"| | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    lines = [f"| {title} | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
     for test in tests:
         cells = [_cell(results.get((name, test.name), [])) for name in names]
         lines.append(f"| {test.name}, {test.unit} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def plot(results: Results, names: Sequence[str]) -> str:
+    """The contenders beside each other in those of PLOTTED that were measured, as SVG; nothing where none was."""
+    panels = []
+    for test in sorted((test for test in TESTS if test.name in PLOTTED), key=lambda test: PLOTTED.index(test.name)):
+        measured = [(name, results[name, test.name]) for name in names if name != NOT_PLOTTED and results.get((name, test.name))]
+        if measured:
+            panels.append(Panel(f"{test.name}, {test.unit}{'' if test.better > 0 else ' (less is better)'}", measured))
+    return bars(panels) if panels else ""
 
 
 def _cell(values: list[float]) -> str:
@@ -309,11 +315,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--mtu", type=int, default=MTU)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this contender, and Debian's wireguard-go (may be given again)")
-    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE", help="bars of all contenders, as SVG")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PROGRAM", help="another build of wireguard-go or nebula (may be given again)")
     args = parser.parse_args()
     try:
-        print_table(run(args.quick, args.rounds, args.seconds, args.mtu, args.only, args.peer, args.plot))
+        print_table(run(args.quick, args.rounds, args.seconds, args.mtu, args.only, args.peer).rows)
     except (CalnetError, RuntimeError, subprocess.SubprocessError) as failure:
         print(f"bench throughput failed: {failure}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.control import TARGETS
-from bench.growth import PLOTS, drawing, figures
+from bench.growth import PLOTS, figures, growth
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -27,8 +27,8 @@ def test_each_target_has_its_plot() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(250,), (250, 500, 1000, 2000)])
-def test_drawing_is_svg_with_a_point_for_each_figure_inside_its_panel(sizes: tuple[int, ...]) -> None:
-    root = ElementTree.fromstring(drawing(figures(line(size) for size in sizes)))
+def test_growth_is_svg_with_a_point_for_each_figure_inside_its_panel(sizes: tuple[int, ...]) -> None:
+    root = ElementTree.fromstring(growth(figures(line(size) for size in sizes)))
     panels = root.findall(f"{SVG}g")
     assert len(panels) == len(PLOTS)
     for panel in panels:
