@@ -145,7 +145,7 @@ class DocumentStore:
             ]
         )
 
-    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int | None = None) -> Commit:
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int) -> Commit:
         """Hold these instead of all that is held; see Store."""
         self._check_open()
         return self._engine.write(lambda transaction: self._replace(transaction, records, audit, version))
@@ -174,7 +174,7 @@ class DocumentStore:
             raise StateError(f"{self._place} is closed")
 
     def _perform(self, transaction: Transaction, changes: Sequence[Change], audit: Sequence[AuditRecord], version: int | None) -> Commit:
-        last = self._last_if(transaction, version)
+        last = self._last_at(transaction, version)
         if not changes and not audit:
             return last
         after = {_raw(key_of(change.record) if isinstance(change, Put) else change.key): change for change in changes}
@@ -197,8 +197,8 @@ class DocumentStore:
         _write_last(transaction, now)
         return now
 
-    def _replace(self, transaction: Transaction, records: Sequence[Record], audit: Sequence[AuditRecord], version: int | None) -> Commit:
-        last = self._last_if(transaction, version)
+    def _replace(self, transaction: Transaction, records: Sequence[Record], audit: Sequence[AuditRecord], version: int) -> Commit:
+        last = self._last_at(transaction, version)
         for table in (Table.RECORDS, Table.TAKEN, Table.AUDIT, Table.LOG):
             for key, _ in list(transaction.scan(table)):
                 transaction.delete(table, key)
@@ -239,13 +239,6 @@ class DocumentStore:
         except msgspec.DecodeError as error:
             raise _damaged(self._place, "an audit record does not parse") from error
 
-    def _last_if(self, transaction: Transaction, version: int | None) -> Commit:
-        """The last commit; StaleError where it is not the one that the caller decided on (None: any)."""
-        last = self._last(transaction)
-        if version is not None and version != last.version:
-            raise StaleError("the store was changed by another server meanwhile")
-        return last
-
     def _last(self, transaction: Transaction) -> Commit:
         meta = dict(transaction.scan(Table.META))
         if meta.get(_SCHEMA_KEY) != str(self._schema.version).encode():
@@ -254,6 +247,12 @@ class DocumentStore:
         if not all(number.isdigit() for number in numbers):
             raise _damaged(self._place, "its counters do not parse")
         return Commit(*map(int, numbers))
+
+    def _last_at(self, transaction: Transaction, version: int | None) -> Commit:
+        last = self._last(transaction)
+        if version is not None and version != last.version:
+            raise StaleError("the store was changed by another server meanwhile")
+        return last
 
     def _schema_of(self, transaction: Transaction) -> int | None:
         value = transaction.get(Table.META, _SCHEMA_KEY)

@@ -257,9 +257,9 @@ class Store(Protocol):
         name or identity; a node's name, control key, node key (now or previous), discovery key, approval code, each overlay address. A value given up in
         a commit is free in it."""
 
-    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int | None = None) -> Commit:
-        """Hold these instead of all that is held, audit log included, in one commit: to restore an archive. Who follows by `changes_since` has to load anew.
-        `version` as in `commit`: StaleError, with nothing changed, where it is another by now."""
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int) -> Commit:
+        """Hold these instead of all that is held, audit log included, in one commit: to restore an archive. StaleError where what is held is not what it was
+        at `version`. Who follows by `changes_since` has to load anew."""
 
     def changes_since(self, version: int) -> tuple[Commit, Sequence[Change]]:
         """What later commits (by anybody) put or deleted, each record once as it is now. StateError where the log no longer reaches back to `version`."""

@@ -64,6 +64,14 @@ def store(reopen: Callable[[], DocumentStore]) -> DocumentStore:
 
 
 @pytest.fixture
+def beside(store: DocumentStore, kind: str, tmp_path: Path) -> Iterator[DocumentStore]:
+    """The same store as another server has it open; where one process alone may, as another of its threads has."""
+    other = open_store(kind, tmp_path / "beside") if store.shared else store
+    yield other
+    other.close()
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of 2 MiB."""
     with mounted_small_disk(tmp_path) as path:

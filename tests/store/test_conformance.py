@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,24 +173,46 @@ def test_changes_since_reaches_back_as_far_as_the_log_alone(store: DocumentStore
 
 def test_replace_holds_the_new_records_alone(store: DocumentStore, reopen: Reopen) -> None:
     store.commit([Put(user(1, "old")), Put(node())], audit=[entry(1.0)])
-    assert store.replace([user(2, "old"), SETTING], [replace(entry(5.0), seq=4)]) == Commit(2, 4)
+    assert store.replace([user(2, "old"), SETTING], [replace(entry(5.0), seq=4)], version=1) == Commit(2, 4)
     store = reopen()
     assert held(store) == {key_of(record): record for record in (user(2, "old"), SETTING)}
     assert store.audit() == [replace(entry(5.0), seq=4)]
     assert store.commit([Put(node())], audit=[entry(6.0)]) == Commit(3, 5)
 
 
-def test_replace_of_a_state_that_is_no_longer_the_present_one_changes_nothing(store: DocumentStore, reopen: Reopen) -> None:
-    store.commit([Put(user(1, "old"))], audit=[entry(1.0)])
-    read = store.load()[0].version
-    store.commit([Put(user(2, "meanwhile"))], audit=[entry(2.0)])
+def test_replace_of_another_state_than_the_present_one_is_stale_and_changes_nothing(store: DocumentStore, reopen: Reopen) -> None:
+    read = store.commit([Put(user(1))], audit=[entry(1.0)])
+    store.commit([Put(user(2))], audit=[entry(2.0)])
     with pytest.raises(StaleError):
-        store.replace([SETTING], [entry(5.0)], version=read)
+        store.replace([SETTING], [replace(entry(5.0), seq=2)], version=read.version)
+    assert store.changes_since(read.version) == (Commit(2, 2), [Put(user(2))])
     store = reopen()
-    assert held(store) == {key_of(record): record for record in (user(1, "old"), user(2, "meanwhile"))}
+    assert held(store) == {key_of(record): record for record in (user(1), user(2))}
     assert [record.at for record in store.audit()] == [1.0, 2.0]
-    store.replace([SETTING], [replace(entry(5.0), seq=3)], version=store.load()[0].version)
-    assert list(held(store).values()) == [SETTING]
+    assert store.replace([SETTING], [replace(entry(5.0), seq=3)], version=2) == Commit(3, 3)
+
+
+def test_replace_while_others_commit_loses_nothing_that_was_acknowledged(store: DocumentStore, beside: DocumentStore) -> None:
+    finished = threading.Event()
+
+    def work() -> None:
+        for number in range(40):
+            beside.commit([Put(SettingRecord(f"other.{number}", b""))], audit=[entry(float(number))])
+        finished.set()
+
+    other = threading.Thread(target=work)
+    other.start()
+    replaced = 0
+    while not finished.is_set() or not replaced:
+        last, records = store.load()
+        log = store.audit(limit=1000)
+        with contextlib.suppress(StaleError):
+            store.replace([*records, SettingRecord(f"own.{replaced}", b"")], log, version=last.version)
+            replaced += 1
+    other.join()
+    wanted = {f"other.{number}" for number in range(40)} | {f"own.{number}" for number in range(replaced)}
+    assert {key.id for key in held(store)} == wanted
+    assert [record.at for record in store.audit(limit=1000)] == [float(number) for number in range(40)]
 
 
 def test_many_records_grow_the_file(store: DocumentStore, reopen: Reopen) -> None:

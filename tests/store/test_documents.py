@@ -224,7 +224,7 @@ def test_server_on_a_store_that_another_brought_to_a_newer_schema_writes_no_more
     put_old_users(url, tmp_path)
     running = open_store(url, tmp_path / "old", schema=NAMED)
     open_store(url, tmp_path / "new", schema=Schema(2, {1: add_suffix})).close()
-    for call in (running.load, lambda: running.changes_since(0), lambda: running.commit([Put(user(1, "late"))]), lambda: running.replace([], [])):
+    for call in (running.load, lambda: running.changes_since(0), lambda: running.commit([Put(user(1, "late"))]), lambda: running.replace([], [], version=0)):
         with pytest.raises(StateError, match="was brought from schema 1 to 2 by another Calnet meanwhile: start that version"):
             call()
     running.close()

@@ -40,9 +40,10 @@ PresenceWitness = Callable[[NodeId, Presence], None]
 AuditListener = Callable[[Sequence[AuditRecord]], None]
 PresenceListener = Callable[[NodeId, bool], None]
 _ALL: Final = 1 << 60
-RESTORE_TRIES: Final = 20
 AWAITED_S: Final = 60.0
 """How long nodes that were here before a restart may take to come back, before their peers hear that they left."""
+RESTORE_ATTEMPTS: Final = 8
+"""How often a restore reads anew what it replaces, where others commit meanwhile."""
 
 
 class Registry(Management):
@@ -122,37 +123,38 @@ class Registry(Management):
         return write_archive(self._store, self._clock())
 
     def restore(self, archive: Archive, action: str, by: Actor) -> Future[bool]:
-        """Hold what the archive holds instead of what is held. Whether the server has to be started again, as it has another key or overlay now.
+        """Hold what the archive holds instead of what is held. Whether the server has to be started again, as it runs with another key or overlay.
 
-        With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first. Where the log goes on, what
-        changes is in its record of this, so that the time before can be told; else the archive's log says what was. What somebody commits meanwhile is looked
-        at first: ConflictError where that never ends.
+        With the action `server.import` ConflictError where there is something to lose: nodes, keys, or users beside the first. StaleError where others'
+        commits overtake it again and again: nothing was changed then. Where the log goes on, what changes is in its record of this, so that the time before
+        can be told; else the archive's log says what was.
         """
-        for _ in range(RESTORE_TRIES):
+        wanted = Snapshot()
+        wanted.load(archive.records)
+        same = (founding.control_key_of(wanted).secret_bytes(), founding.prefixes_of(wanted)) == (self.control_key.secret_bytes(), self.prefixes)
+        for _ in range(RESTORE_ATTEMPTS):
             with contextlib.suppress(StaleError):
-                return self._restore(archive, action, by)
-        raise ConflictError("the server is being changed all the while: nothing was restored. Try again when less goes on")
+                self._replace(archive, wanted, action, by)
+                self._writer.catch_up()
+                return self._writer.submit(lambda _: ([], not same))
+        raise StaleError(
+            "nothing was changed: others changed the store each time it had been read for this; try again, or stop the servers on it (this works without one)"
+        )
 
-    def _restore(self, archive: Archive, action: str, by: Actor) -> Future[bool]:
-        """One try; StaleError, with nothing changed, where somebody committed meanwhile."""
-        commit, held_records = self._store.load()
+    def _replace(self, archive: Archive, wanted: Snapshot, action: str, by: Actor) -> None:
+        """One attempt of `restore`. StaleError where anything was committed since it read what it replaces; the store sees to it."""
+        commit, held = self._store.load()
         state = Snapshot()
-        state.load(held_records)
+        state.load(held)
         if action == "server.import" and (state.nodes or state.keys or len(state.users) > 1):
             raise ConflictError("an import goes into a server without nodes, keys and users: `restore` replaces what is there")
-        other = Snapshot()
-        other.load(archive.records)
-        same = all(state.settings.get(name) == other.settings.get(name) for name in (founding.CONTROL_KEY, founding.PREFIX_V4, founding.PREFIX_V6))
-        founding.control_key_of(other)
-        ours = state.settings.get(founding.CONTROL_KEY) == other.settings.get(founding.CONTROL_KEY)
+        ours = state.settings.get(founding.CONTROL_KEY) == wanted.settings.get(founding.CONTROL_KEY)
         records = founding.with_later_ids(archive.records, state) if ours else archive.records
-        held = self._log_that_goes_on(archive) if ours else None
-        audit, changes = (archive.audit, ()) if held is None else (held, public_changes(state, difference(state, records)))
+        log = self._log_that_goes_on(archive) if ours else None
+        audit, changes = (archive.audit, ()) if log is None else (log, public_changes(state, difference(state, records)))
         last = max((record.seq for record in audit), default=0)
         deed = AuditRecord(round(self._clock(), 3), by.kind, by.id, by.name, by.source, action, changes, last + 1)
         self._store.replace(records, (*audit, deed), version=commit.version)
-        self._writer.catch_up()
-        return self._writer.submit(lambda _: ([], not same))
 
     def _log_that_goes_on(self, archive: Archive) -> Sequence[AuditRecord] | None:
         """The log that is held, where the archive's is its beginning; None for that of another server."""

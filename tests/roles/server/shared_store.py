@@ -10,7 +10,7 @@ from calnet.store.interface import AuditRecord, Change, Commit, Record, Store
 
 
 class SharedStore:
-    """One user's side. `deaf` keeps it from hearing of commits; `forgetful` makes the change log too short for it."""
+    """One user's side. `deaf` keeps it from hearing of commits; `forgetful` makes the change log too short for it; `intrusion` happens before each replace."""
 
     shared = False
     """Each server plans on what it was told, so that it is late often."""
@@ -22,9 +22,8 @@ class SharedStore:
         self._all.append(self)
         self._committed: Callable[[], None] | None = None
         self.deaf = self.forgetful = False
+        self.intrusion: Callable[[], object] = lambda: None
         self.stale = 0
-        self.before_replace: Callable[[], object] | None = None
-        """What happens before each."""
 
     def load(self) -> tuple[Commit, Sequence[Record]]:
         with self._lock:
@@ -40,9 +39,8 @@ class SharedStore:
         self._tell()
         return commit
 
-    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int | None = None) -> Commit:
-        if self.before_replace is not None:
-            self.before_replace()
+    def replace(self, records: Sequence[Record], audit: Sequence[AuditRecord], *, version: int) -> Commit:
+        self.intrusion()
         with self._lock:
             commit = self._store.replace(records, audit, version=version)
         self._tell()
