@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from calnet.crypto.choice import choose, load_library
 from calnet.crypto.keys import PrivateKey
 from calnet.host.tun import open_tun
 from calnet.host.udp import open_udp
@@ -126,7 +127,7 @@ async def run(document: dict[str, Any]) -> None:
         loop=loop,
         tun=tun,
         udp=udp,
-        tunnel=Tunnel(identity, random=os.urandom),
+        tunnel=Tunnel(identity, random=os.urandom, new_batch=choose(time.perf_counter, load_library()).new_batch),
         paths=Paths(node_key=identity.public, discovery=PrivateKey.generate(os.urandom), random=os.urandom),
         host=host,
         monotonic=clock,

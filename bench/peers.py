@@ -158,10 +158,10 @@ class Crowd:
     def _seal(self, session: Session, packet: bytes, load: Load) -> None:
         self._outbound.plain[START : START + len(packet)] = packet
         if load.burst == 1:
-            self._outbound.seal_packet(session, len(packet))
+            self._outbound.add_packet(session, len(packet))
         else:
             shape = Super(4, Protocol.UDP, IPV4_HEADER_SIZE, HEADER, load.size, len(packet))
-            (self._outbound.seal_chunks if self._chunks else self._outbound.seal_super)(session, shape)
+            (self._outbound.add_chunks if self._chunks else self._outbound.add_super)(session, shape)
         self._outbound.flush()
 
     def _send(self, session: Session, datagrams: memoryview, size: int) -> None:

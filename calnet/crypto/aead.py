@@ -148,28 +148,6 @@ def new_cipher(key: bytes, aead: Aead = Aead.CHACHA20_POLY1305) -> Cipher:
     return _new_aes(key)
 
 
-def aes_is_faster(clock: Callable[[], float]) -> bool:
-    """Whether AES-256-GCM seals a packet's worth in at most nine tenths of the time: measured, some 0.5 ms of work, the best of many tries each. `clock`
-    gives seconds."""
-    if _new_aes is None:
-        return False
-    plain, out, nonce = memoryview(bytes(_TRIED_SIZE)), memoryview(bytearray(_TRIED_SIZE + TAG_SIZE)), bytes(NONCE_SIZE)
-    ciphers = [new_cipher(bytes(KEY_SIZE), aead).seal_into for aead in (Aead.CHACHA20_POLY1305, Aead.AES_256_GCM)]
-    best = [float("inf")] * len(ciphers)
-    for _ in range(_TRIES):
-        for k, seal_into in enumerate(ciphers):
-            start = clock()
-            for _ in range(_TRIED_AT_ONCE):
-                seal_into(nonce, plain, None, out)
-            best[k] = min(best[k], clock() - start)
-    return best[1] <= 0.9 * best[0]
-
-
-_TRIED_SIZE: Final = 1392
-_TRIES: Final = 24
-_TRIED_AT_ONCE: Final = 4
-
-
 def seal(key: bytes, nonce: bytes, data: bytes, associated: bytes = b"", aead: Aead = Aead.CHACHA20_POLY1305) -> bytes:
     """Ciphertext and tag of `data`: for handshakes and messages, where nothing is gained by writing in place."""
     out = bytearray(len(data) + TAG_SIZE)

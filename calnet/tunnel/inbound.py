@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
+from calnet.crypto.batch import NONCE_STEP, Places
 from calnet.errors import WireError
 from calnet.model import Buffer
 from calnet.tunnel.chunk_inbound import Accept, ChunkInbound, Opened, Write
@@ -48,10 +49,9 @@ class Inbound:
         self._accept = accept
         self._write = write
         self._other = other
-        nonces = memoryview(bytearray(16 * _MAX_KEPT))
-        self._nonce_words = nonces.cast("Q")
-        self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(_MAX_KEPT)]
-        self._places: dict[int, tuple[list[memoryview], list[memoryview]]] = {}
+        self._nonces = memoryview(bytearray(NONCE_STEP * _MAX_KEPT))
+        self._nonce_words = self._nonces.cast("Q")
+        self._places: dict[int, tuple[Places, list[memoryview]]] = {}
         self._parts: dict[tuple[int, int, int], tuple[list[memoryview], list[memoryview]]] = {}
         self._chunks = ChunkInbound(self.buffer, vnet, self._joined, opened, accept, write)
         self.dropped = 0
@@ -141,14 +141,13 @@ class Inbound:
             self.dropped += count
             return
         self._nonce_words[1 : 2 * count : 2] = memoryview(array("Q", counters))
-        sealed, plains = self._places_for(size)
+        places, plains = self._places_for(size)
+        end = (count - 1) * size + TRANSPORT_HEADER_SIZE
         if length != count * size:
-            end = (count - 1) * size + TRANSPORT_HEADER_SIZE
-            sealed, plains = sealed[: count - 1], plains[: count - 1]
-            sealed.append(self.buffer[end:length])
+            plains = plains[: count - 1]
             plains.append(self.buffer[end : length - TAG_SIZE])
         good: Sequence[int] = range(count)
-        bad = self._open_all(session, count, sealed, plains)
+        bad = session.open_all(places, 0, count, length - TAG_SIZE - end)
         if bad or counters != list(range(counters[0], counters[0] + count)) or not session.replay.commit_run(counters[0], count):
             good = [k for k in good if k not in bad and session.replay.accept(counters[k])]
             self.dropped += count - len(good)
@@ -156,20 +155,6 @@ class Inbound:
                 return
         self._opened(session, length, size > TRANSPORT_OVERHEAD)
         self._deliver(session, plains, good, size)
-
-    def _open_all(self, session: Session, count: int, sealed: list[memoryview], plains: list[memoryview]) -> list[int]:
-        """Open `count` datagrams in place; returns which of them did not authenticate."""
-        bad: list[int] = []
-        open_into = session.open_into
-        places = zip(range(count), self._nonces, sealed, plains, strict=False)
-        k = -1
-        while k < count - 1:
-            try:
-                for k, nonce, ciphertext, plain in places:  # noqa: B007  the loop goes on after a failure, with the same iterator
-                    open_into(nonce, ciphertext, None, plain)
-            except BadTag:
-                bad.append(k)
-        return bad
 
     def _deliver(self, session: Session, plains: list[memoryview], good: Sequence[int], size: int) -> None:
         """Write the opened packets, runs of one flow as one."""
@@ -235,18 +220,16 @@ class Inbound:
         else:
             self.dropped += 1
 
-    def _places_for(self, size: int) -> tuple[list[memoryview], list[memoryview]]:
+    def _places_for(self, size: int) -> tuple[Places, list[memoryview]]:
         """Where ciphertext and plaintext of each datagram of this size lie in a batch."""
-        places = self._places.get(size)
-        if places is None:
+        kept = self._places.get(size)
+        if kept is None:
             if len(self._places) >= _MAX_SHAPES:
                 self._places.clear()
-            starts = range(0, min(_MAX_KEPT, BUFFER_SIZE // size) * size, size)
-            places = self._places[size] = (
-                [self.buffer[start + TRANSPORT_HEADER_SIZE : start + size] for start in starts],
-                [self.buffer[start + TRANSPORT_HEADER_SIZE : start + size - TAG_SIZE] for start in starts],
-            )
-        return places
+            most = min(_MAX_KEPT, BUFFER_SIZE // size)
+            places = Places(self.buffer, self._nonces, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
+            kept = self._places[size] = places, [text for _, text, _ in places.parts]
+        return kept
 
     def _parts_for(self, size: int, flow: Flow) -> tuple[list[memoryview], list[memoryview]]:
         """Where header and payload of each packet of such a flow lie in a batch of datagrams of this size."""

@@ -1,13 +1,12 @@
-"""From the TUN to the wire: packets are sealed into one buffer, equal-sized ones of one session side by side, so that one system call sends them.
+"""From the TUN to the wire: packets are put into one buffer, equal-sized ones of one session side by side, sealed there by one call and sent by one.
 
-Hot path: plainer and longer than elsewhere. A TUN read lies in `plain`; what it stands for is sealed from there into the send buffer, without a copy between.
-Counters and nonces of a batch are written by one strided assignment. A full super-packet of 45 packets of 1,420 bytes costs 141 µs here: 59 are the AEAD's,
-most of the rest the headers and checksums of segment.py.
+Hot path: plainer and longer than elsewhere. A TUN read lies in `plain`; what it stands for is put together where it is sealed: headers, payload and the room for
+tags by one join, counters and nonces of a batch by one strided assignment each. A full super-packet of 45 packets of 1,420 bytes costs FIGURES.
 
 A run is what one send carries: datagrams of one size, the last perhaps shorter, of one session. It ends when something that doesn't fit comes, when it is
-full, or by `flush`, which the data path calls when the TUN has nothing more to read: a packet never waits for another.
+full, or by `flush`, which the data path calls when the TUN has nothing more to read: a packet never waits for another. Counters are taken when it ends.
 
-A peer that announces the segment extension gets a super-packet as chunks (chunks.py, `seal_chunks`), without headers and checksums of its packets: 75 µs.
+A peer that announces the segment extension gets a super-packet as chunks (chunks.py, `add_chunks`), without headers and checksums of its packets: FIGURES.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
+from calnet.crypto.aead import TAG_SIZE
+from calnet.crypto.batch import NONCE_STEP, Places
 from calnet.tunnel.chunks import MAX_HEADER, Shape, first_word, move_on, set_size
 from calnet.tunnel.segment import Super, Thirds, payload_sums, segment_headers, sum_thirds, thirds_of
-from calnet.tunnel.session import Session
+from calnet.tunnel.session import Session, SessionExhausted
 from calnet.wire.ip import VIRTIO_HEADER_SIZE, ones_sum
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
 
@@ -32,8 +33,10 @@ MAX_RUN: Final = 64
 MAX_RUN_BYTES: Final = 65507
 _MAX_SHAPES: Final = 64
 _HEADER: Final = struct.Struct("<IIQ")
-_NONCE: Final = struct.Struct("<4xQ")
+_NONCE: Final = struct.Struct("<IQ")
 _ZEROS: Final = bytes(PADDING)
+_BETWEEN: Final = bytes(TAG_SIZE + TRANSPORT_HEADER_SIZE)
+"""What stands between two texts: a tag and the next datagram's header, both written when the run is sealed."""
 
 Send = Callable[[Session, memoryview, int], None]
 """`send(session, datagrams, size)`: the datagrams lie side by side, `size` bytes each, the last perhaps shorter. The buffer is used again afterwards."""
@@ -45,156 +48,144 @@ class Outbound:
     def __init__(self, mtu: int, send: Send) -> None:
         self.mtu = mtu
         self.plain = memoryview(bytearray(START + MAX_PACKET + 1 + MAX_HEADER))
+        self.dropped = 0
+        """Packets of runs whose session had no counters left for them."""
         self._send = send
         self._wire = memoryview(bytearray(MAX_RUN_BYTES + 1 + TRANSPORT_OVERHEAD + MAX_PACKET + PADDING))
         self._words = self._wire[: len(self._wire) // 4 * 4].cast("I")
-        nonces = memoryview(bytearray(16 * MAX_RUN))
-        self._nonce_words = nonces.cast("Q")
-        self._nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(MAX_RUN)]
-        nonces = memoryview(bytearray(16 * MAX_RUN))
-        self._chunk_nonce_words, self._chunk_nonce_halves = nonces.cast("Q"), nonces.cast("I")
-        self._chunk_nonces = [nonces[16 * k + 4 : 16 * k + 16] for k in range(MAX_RUN)]
-        self._places: dict[tuple[int, int], list[tuple[slice, memoryview, slice]]] = {}
+        self._nonces = memoryview(bytearray(NONCE_STEP * MAX_RUN))
+        self._nonce_words, self._nonce_halves = self._nonces.cast("Q"), self._nonces.cast("I")
+        self._places: dict[int, Places] = {}
+        self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._thirds: dict[tuple[int, int], list[Thirds]] = {}
-        self._outs: dict[int, list[memoryview]] = {}
-        self._pieces: dict[tuple[int, int, int], list[tuple[slice, memoryview, memoryview, memoryview]]] = {}
         self._session: Session | None = None
-        self._size = self._count = self._limit = self._end = 0
+        self._chunk_header = 0
+        """Of the run under way, if it is one of chunks: the length of their trailers."""
+        self._size = self._count = self._limit = self._last = 0
+        """Of the run under way: bytes of a datagram, how many there are, how many there may be, bytes of the last one's text."""
 
-    def seal_packet(self, session: Session, length: int, start: int = START) -> None:
-        """Seal the packet of `length` bytes at `plain[start:]`; the bytes after it become its padding."""
+    def add_packet(self, session: Session, length: int, start: int = START) -> None:
+        """Add the packet of `length` bytes at `plain[start:]`."""
         padded = self._padded(length)
         size = padded + TRANSPORT_OVERHEAD
         if session is not self._session or size > self._size or self._count >= self._limit:
             self._begin(session, size)
+        at = self._count * self._size + TRANSPORT_HEADER_SIZE
+        self._wire[at : at + length] = self.plain[start : start + length]
         if padded != length:
-            self.plain[start + length : start + padded] = _ZEROS[: padded - length]
-        counter = session.take_counters(1)
-        end = self._end
-        _HEADER.pack_into(self._wire, end, MessageType.TRANSPORT, session.remote_index, counter)
-        session.seal_into(_NONCE.pack(counter), self.plain[start : start + padded], None, self._wire[end + TRANSPORT_HEADER_SIZE : end + size])
-        self._end = end + size
+            self._wire[at + length : at + padded] = _ZEROS[: padded - length]
         self._count += 1
+        self._last = padded
         if size < self._size:
             self._limit = 0
 
-    def seal_super(self, session: Session, shape: Super) -> None:
-        """Seal the super-packet at `plain[START:]` as the packets it stands for. Its bytes in `plain` are spent afterwards."""
-        headers = segment_headers(self.plain[START : START + shape.length], shape, self._sums(shape))
+    def add_super(self, session: Session, shape: Super) -> None:
+        """Add the super-packet at `plain[START:]` as the packets it stands for. Its bytes in `plain` are spent afterwards."""
         header, step = shape.header, shape.segment
         full = header + step
-        size = self._padded(full) + TRANSPORT_OVERHEAD
+        padded = self._padded(full)
+        gap = padded - full + len(_BETWEEN)
+        headers = segment_headers(self.plain[START : START + shape.length], shape, self._sums(shape), gap)
+        size = padded + TRANSPORT_OVERHEAD
         rest = shape.length - header - step * (len(headers) - 1)
         whole = len(headers) if rest == step else len(headers) - 1
         if len(headers) > self._limit - self._count:
             self.flush()  # so that the receiver has the super-packet in one batch, if one can hold it
+        payloads = self._payloads_for(header, step, whole)
         done = 0
         while done < whole:
             if session is not self._session or size != self._size or self._count >= self._limit:
                 self._begin(session, size)
             take = min(self._limit - self._count, whole - done)
-            self._seal_full(session, shape, headers, done, take)
+            parts: list[bytes | memoryview] = [b""] * (2 * take)
+            parts[::2], parts[1::2] = headers[done : done + take], payloads[done : done + take]
+            parts[0] = headers[done][gap:]
+            parts.append(_ZEROS[: padded - full])
+            joined = b"".join(parts)
+            at = self._count * size + TRANSPORT_HEADER_SIZE
+            self._wire[at : at + len(joined)] = joined
+            self._count += take
+            self._last = padded
             done += take
         if whole < len(headers):
             start = START + step * whole
-            self.plain[start : start + header] = headers[whole]
-            self.seal_packet(session, header + rest, start)
+            self.plain[start : start + header] = headers[whole][gap:]
+            self.add_packet(session, header + rest, start)
 
-    def seal_chunks(self, session: Session, shape: Super) -> None:
-        """Seal the super-packet at `plain[START:]` as chunks; `chunks.can_be_chunks(shape)`. Its bytes in `plain` are spent afterwards."""
+    def add_chunks(self, session: Session, shape: Super) -> None:
+        """Send the super-packet at `plain[START:]` as chunks; `chunks.can_be_chunks(shape)`."""
         header, step, count = shape.header, shape.segment, -(-(shape.length - shape.header) // shape.segment)
         size = header + step + TRANSPORT_OVERHEAD
         most = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
-        first = bytearray(self.plain[START : START + header])
         trailer = Shape(shape.version, shape.protocol, shape.ip_header, step)
+        payloads = self._payloads_for(header, step, count - 1)
         for begin in range(0, count, most):
             end = min(begin + most, count)
-            part = bytearray(first)
+            part = bytearray(self.plain[START : START + header])
             move_on(part, trailer, begin, last=end == count)
             set_size(part, shape.version, step)
-            stop = START + header + (shape.length - header if end == count else end * step)
-            following = bytes(self.plain[stop : stop + header])
+            self._begin(session, size)
+            start = START + header + (end - 1) * step
+            stop = START + (shape.length if end == count else header + end * step)
+            joined = (part + _BETWEEN).join([*payloads[begin : end - 1], self.plain[start:stop]])
+            at = TRANSPORT_HEADER_SIZE + len(joined)
+            self._wire[TRANSPORT_HEADER_SIZE:at] = joined
+            self._wire[at : at + header] = part
+            self._count, self._last, self._chunk_header = end - begin, stop - start + header, header
             self.flush()
-            self._size, self._count, self._end = size, 0, 0
-            self._seal_run(session, part, begin, end - begin, stop)
-            self._session = session  # not before: what could not be sealed is not sent
-            self.flush()
-            self.plain[stop : stop + header] = following
-
-    def _seal_run(self, session: Session, trailer: bytearray, begin: int, count: int, stop: int) -> None:
-        """One run of chunks, from the last to the first: number `begin` of the super-packet to that which ends at `plain[stop]`."""
-        header, size, plain = len(trailer), self._size, self.plain
-        step = size - header - TRANSPORT_OVERHEAD
-        word = first_word(header, session.send_counter, count)
-        counters = self._write_counters(session, count, word)
-        self._chunk_nonce_words[1 : 2 * count : 2] = counters
-        self._chunk_nonce_halves[1 : 4 * count : 4] = memoryview(array("I", (word,)) * count)
-        seal = session.seal_into
-        start = START + header + (begin + count - 1) * step
-        plain[stop : stop + header] = trailer
-        last = (count - 1) * size
-        self._end = last + stop + header - start + TRANSPORT_OVERHEAD
-        seal(self._chunk_nonces[count - 1], plain[start : stop + header], None, self._wire[last + TRANSPORT_HEADER_SIZE : self._end])
-        for where, nonce, piece, out in self._pieces_for(header, step, begin, count - 1):
-            plain[where] = trailer
-            seal(nonce, piece, None, out)
 
     def flush(self) -> None:
-        """Send the run under way."""
+        """Seal the run under way and send it."""
         session = self._session
-        if session is not None:
-            self._session = None
-            self._send(session, self._wire[: self._end], self._size)
+        if session is None:
+            return
+        self._session = None
+        count, size, last = self._count, self._size, self._last
+        try:
+            first = session.take_counters(count)
+        except SessionExhausted:
+            self.dropped += count
+            return
+        word = first_word(self._chunk_header, first, count) if self._chunk_header else int(MessageType.TRANSPORT)
+        end = (count - 1) * size + last + TRANSPORT_OVERHEAD
+        if count == 1:
+            wire = self._wire
+            _HEADER.pack_into(wire, 0, word, session.remote_index, first)
+            nonce = _NONCE.pack(word if self._chunk_header else 0, first)
+            session.seal_into(nonce, wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last], None, wire[TRANSPORT_HEADER_SIZE:end])
+        else:
+            self._write_heads(session, first, count, word)
+            session.seal_all(self._places_for(size), 0, count, last)
+        self._send(session, self._wire[:end], size)
 
     def _begin(self, session: Session, size: int) -> None:
         self.flush()
         self._session = session
         self._size = size
         self._limit = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
-        self._count = self._end = 0
+        self._count = self._chunk_header = 0
 
     def _padded(self, length: int) -> int:
         return min(-(-length // PADDING) * PADDING, max(self.mtu, length))
 
-    def _seal_full(self, session: Session, shape: Super, headers: list[bytes], done: int, take: int) -> None:
-        """Packets `done` to `done + take`, all of full size. A packet's header is written over the end of the payload before it, which is sealed already."""
-        size, count = self._size, self._count
-        self._nonce_words[1 : 2 * take : 2] = self._write_counters(session, take, MessageType.TRANSPORT)
-        places = self._places_for(shape.header, shape.segment, done + take)
-        outs = self._outs_for(size)[count : count + take]
-        plain, seal = self.plain, session.seal_into
-        if size == shape.header + shape.segment + TRANSPORT_OVERHEAD:
-            for one, (where, packet, _), nonce, out in zip(headers[done : done + take], places[done : done + take], self._nonces, outs, strict=False):
-                plain[where] = one
-                seal(nonce, packet, None, out)
-        else:
-            zeros = _ZEROS[: size - TRANSPORT_OVERHEAD - shape.header - shape.segment]
-            for one, (where, packet, padding), nonce, out in zip(headers[done : done + take], places[done : done + take], self._nonces, outs, strict=False):
-                plain[where] = one
-                following = bytes(plain[padding])
-                plain[padding] = zeros
-                seal(nonce, packet, None, out)
-                plain[padding] = following
-        self._count = count + take
-        self._end = self._count * size
-
-    def _write_counters(self, session: Session, take: int, word: int) -> memoryview:
-        """Write the headers of the next `take` datagrams of the run, `word` their first 4 bytes; their counters, 8 bytes each."""
-        first = session.take_counters(take)
-        counters = array("Q", range(first, first + take))
-        size, begin = self._size, self._end
+    def _write_heads(self, session: Session, first: int, count: int, word: int) -> None:
+        """Write the headers of the run's datagrams, `word` their first 4 bytes, and their nonces."""
+        size = self._size
+        counters = memoryview(array("Q", range(first, first + count)))
+        words_first = memoryview(array("I", (word,)) * count)
+        self._nonce_words[1 : 2 * count : 2] = counters
+        self._nonce_halves[1 : 4 * count : 4] = words_first if self._chunk_header else _NO_WORDS[:count]
         if size % 4 == 0:
-            words, begin, step = self._words, begin // 4, size // 4
-            end = begin + take * step
-            halves = memoryview(counters).cast("B").cast("I")
-            words[begin:end:step] = memoryview(array("I", (word,)) * take)
-            words[begin + 1 : end : step] = memoryview(array("I", (session.remote_index,)) * take)
-            words[begin + 2 : end : step] = halves[::2]
-            words[begin + 3 : end : step] = halves[1::2]
+            words, step = self._words, size // 4
+            end = count * step
+            halves = counters.cast("B").cast("I")
+            words[:end:step] = words_first
+            words[1:end:step] = memoryview(array("I", (session.remote_index,)) * count)
+            words[2:end:step] = halves[::2]
+            words[3:end:step] = halves[1::2]
         else:
-            for k in range(take):
-                _HEADER.pack_into(self._wire, begin + k * size, word, session.remote_index, first + k)
-        return memoryview(counters)
+            for k in range(count):
+                _HEADER.pack_into(self._wire, k * size, word, session.remote_index, first + k)
 
     def _sums(self, shape: Super) -> list[int]:
         """The sums of the payloads of the super-packet's packets."""
@@ -207,48 +198,33 @@ class Outbound:
         if thirds is None or len(thirds) < whole:
             if len(self._thirds) >= _MAX_SHAPES:
                 self._thirds.clear()
-            begin = START + header
-            thirds = [thirds_of(self.plain[at : at + step]) for at in range(begin, begin + step * max(whole, min(MAX_RUN, MAX_PACKET // step)), step)]
-            self._thirds[header, step] = thirds
+            thirds = self._thirds[header, step] = [thirds_of(piece) for piece in self._payloads_for(header, step, whole)]
         sums = sum_thirds(thirds[:whole])
         if whole * step < len(payload):
             sums.append(ones_sum(payload[whole * step :]))
         return sums
 
-    def _places_for(self, header: int, step: int, count: int) -> list[tuple[slice, memoryview, slice]]:
-        """For each packet of such a super-packet: where its header goes in `plain`, the padded packet, where its padding goes. Kept for a few shapes."""
-        places = self._places.get((header, step))
-        if places is None or len(places) < count:
+    def _payloads_for(self, header: int, step: int, count: int) -> list[memoryview]:
+        """Where the payloads of at least `count` packets of such a super-packet lie in `plain`, all but a short last one. Kept for a few shapes."""
+        payloads = self._payloads.get((header, step))
+        if payloads is None or len(payloads) < count:
+            if len(self._payloads) >= _MAX_SHAPES:
+                self._payloads.clear()
+            first = START + header
+            starts = range(first, first + step * max(count, min(MAX_RUN, (MAX_PACKET - header) // step)), step)
+            payloads = self._payloads[header, step] = [self.plain[start : start + step] for start in starts]
+        return payloads
+
+    def _places_for(self, size: int) -> Places:
+        """Where the texts of a run of datagrams of this size lie. Kept for a few sizes."""
+        places = self._places.get(size)
+        if places is None:
             if len(self._places) >= _MAX_SHAPES:
                 self._places.clear()
-            full, padded = header + step, self._padded(header + step)
-            places = []
-            for start in range(START, START + step * max(count, min(MAX_RUN, (MAX_PACKET - header) // step)), step):
-                places.append((slice(start, start + header), self.plain[start : start + padded], slice(start + full, start + padded)))
-            self._places[header, step] = places
+            most = min(MAX_RUN, MAX_RUN_BYTES // size)
+            places = Places(self._wire, self._nonces, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
+            self._places[size] = places
         return places
 
-    def _pieces_for(self, header: int, step: int, begin: int, count: int) -> list[tuple[slice, memoryview, memoryview, memoryview]]:
-        """For each of `count` chunks of such a super-packet from number `begin` on, the last one first: where its trailer goes in `plain`, its nonce, chunk and
-        trailer, and where its ciphertext goes. Kept for a few shapes."""
-        pieces = self._pieces.get((header, step, begin))
-        if pieces is None or len(pieces) < count:
-            if len(self._pieces) >= _MAX_SHAPES:
-                self._pieces.clear()
-            outs, first = self._outs_for(header + step + TRANSPORT_OVERHEAD), START + header + begin * step
-            starts = range(first, first + step * max(count, min(len(outs), (MAX_PACKET - first) // step)), step)
-            pieces = self._pieces[header, step, begin] = [
-                (slice(start + step, start + step + header), nonce, self.plain[start : start + step + header], out)
-                for start, nonce, out in zip(starts, self._chunk_nonces, outs, strict=False)
-            ][::-1]
-        return pieces[len(pieces) - count :]
 
-    def _outs_for(self, size: int) -> list[memoryview]:
-        """Where the ciphertext of each datagram of a run goes."""
-        outs = self._outs.get(size)
-        if outs is None:
-            if len(self._outs) >= _MAX_SHAPES:
-                self._outs.clear()
-            starts = range(0, size * max(1, min(MAX_RUN, MAX_RUN_BYTES // size)), size)
-            outs = self._outs[size] = [self._wire[start + TRANSPORT_HEADER_SIZE : start + size] for start in starts]
-        return outs
+_NO_WORDS: Final = memoryview(array("I", (0,)) * MAX_RUN)

@@ -86,25 +86,25 @@ def _ipv6_headers_end(packet: memoryview) -> tuple[int, int]:
     return end, protocol
 
 
-def segment_headers(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+def segment_headers(packet: memoryview, shape: Super, sums: list[int], gap: int = 0) -> list[bytes]:
     """The IP and transport header of each packet, in order: packet k is header k and the payload's bytes from k * shape.segment on.
 
-    `sums` are the sums of these payloads (`payload_sums`, or its fast parts).
+    `sums` are the sums of these payloads (`payload_sums`, or its fast parts). Each header has `gap` zero bytes before it.
     """
     if shape.protocol == Protocol.UDP:
-        return _udp_headers(packet, shape, sums)
+        return _udp_headers(packet, shape, sums, gap)
     if shape.version == 4:
-        return _tcp_headers_over_ipv4(packet, shape, sums)
-    return _tcp_headers_over_ipv6(packet, shape, sums)
+        return _tcp_headers_over_ipv4(packet, shape, sums, gap)
+    return _tcp_headers_over_ipv6(packet, shape, sums, gap)
 
 
-def _tcp_headers_over_ipv4(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+def _tcp_headers_over_ipv4(packet: memoryview, shape: Super, sums: list[int], gap: int) -> list[bytes]:
     ip_header, step, last = shape.ip_header, shape.segment, len(sums) - 1
-    layout = _ipv4_tcp_struct(ip_header, shape.header - ip_header)
+    layout = _ipv4_tcp_struct(ip_header, shape.header - ip_header, 0)
     first, _, ident, fragment, life, _, rest, ports, sequence, acknowledged, flags, window, _, options = layout.unpack_from(packet)
     ip_sum = (first + fragment + life + int.from_bytes(rest, "big")) % 65535
     tcp_sum = (_pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options) - ip_header) % 65535
-    pack, headers = layout.pack, []
+    pack, headers = _ipv4_tcp_struct(ip_header, shape.header - ip_header, gap).pack, []
     middle, length = flags & ~_MIDDLE_FLAGS_OFF, shape.header + step
     now = flags & ~_FIRST_FLAGS_OFF
     for value in sums[:last]:
@@ -122,12 +122,12 @@ def _tcp_headers_over_ipv4(packet: memoryview, shape: Super, sums: list[int]) ->
     return headers
 
 
-def _tcp_headers_over_ipv6(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
+def _tcp_headers_over_ipv6(packet: memoryview, shape: Super, sums: list[int], gap: int) -> list[bytes]:
     step, last, extensions = shape.segment, len(sums) - 1, shape.ip_header - IPV6_HEADER_SIZE
-    layout = _ipv6_tcp_struct(shape.ip_header, shape.header - shape.ip_header)
+    layout = _ipv6_tcp_struct(shape.ip_header, shape.header - shape.ip_header, 0)
     start, _, addresses, ports, sequence, acknowledged, flags, window, _, options = layout.unpack_from(packet)
     tcp_sum = _pseudo(packet, shape) + _tcp_sum(ports, acknowledged, window, options) - extensions
-    pack, headers = layout.pack, []
+    pack, headers = _ipv6_tcp_struct(shape.ip_header, shape.header - shape.ip_header, gap).pack, []
     middle, length = flags & ~_MIDDLE_FLAGS_OFF, shape.header + step - IPV6_HEADER_SIZE
     now = flags & ~_FIRST_FLAGS_OFF
     for value in sums[:last]:
@@ -146,16 +146,16 @@ def _tcp_sum(ports: bytes, acknowledged: bytes, window: int, options: bytes) -> 
     return int.from_bytes(ports, "big") + int.from_bytes(acknowledged, "big") + window + ones_sum(options)
 
 
-def _udp_headers(packet: memoryview, shape: Super, sums: list[int]) -> list[bytes]:
-    ip_header, last = shape.ip_header, len(sums) - 1
+def _udp_headers(packet: memoryview, shape: Super, sums: list[int], gap: int) -> list[bytes]:
+    ip_header, last, before = shape.ip_header, len(sums) - 1, bytes(gap)
     ports = bytes(packet[ip_header : ip_header + 4])
     udp_sum = _pseudo(packet, shape) + int.from_bytes(ports, "big")
     ip = _ipv4_headers(packet, shape, len(sums)) if shape.version == 4 else _ipv6_headers(packet, shape, len(sums))
     length = UDP_HEADER_SIZE + shape.segment
     pack = _UDP.pack
-    headers = [one + pack(ports, length, -(udp_sum + 2 * length + value) % 65535 or 65535) for one, value in zip(ip, sums, strict=True)]
+    headers = [before + one + pack(ports, length, -(udp_sum + 2 * length + value) % 65535 or 65535) for one, value in zip(ip, sums, strict=True)]
     length = shape.length - ip_header - shape.segment * last
-    headers[last] = ip[last] + pack(ports, length, -(udp_sum + 2 * length + sums[last]) % 65535 or 65535)
+    headers[last] = before + ip[last] + pack(ports, length, -(udp_sum + 2 * length + sums[last]) % 65535 or 65535)
     return headers
 
 
@@ -192,13 +192,13 @@ def _ipv4_struct(size: int) -> struct.Struct:
 
 
 @lru_cache(maxsize=64)
-def _ipv4_tcp_struct(ip_size: int, tcp_size: int) -> struct.Struct:
-    return struct.Struct(f">HHHHHH{ip_size - 12}s4sI4sHHH{tcp_size - 18}s")
+def _ipv4_tcp_struct(ip_size: int, tcp_size: int, gap: int) -> struct.Struct:
+    return struct.Struct(f">{gap}xHHHHHH{ip_size - 12}s4sI4sHHH{tcp_size - 18}s")
 
 
 @lru_cache(maxsize=16)
-def _ipv6_tcp_struct(ip_size: int, tcp_size: int) -> struct.Struct:
-    return struct.Struct(f">4sH{ip_size - 6}s4sI4sHHH{tcp_size - 18}s")
+def _ipv6_tcp_struct(ip_size: int, tcp_size: int, gap: int) -> struct.Struct:
+    return struct.Struct(f">{gap}x4sH{ip_size - 6}s4sI4sHHH{tcp_size - 18}s")
 
 
 def _pseudo(packet: memoryview, shape: Super) -> int:

@@ -1,8 +1,8 @@
 """A session: one keypair between us and a peer, from a finished handshake until it expires (WireGuard paper, section 5.4.6).
 
 Hot path: plain attributes, which the data path reads and calls without a frame between. Whoever seals takes counters from `take_counters` alone, so
-that no nonce is used twice; a session can be neither copied nor pickled, for the same reason. Whoever opens keeps this order: AEAD (`open_into`), then
-`replay`, then `Tunnel.data_received`, then the packet's inner source (`Tunnel.owns`).
+that no nonce is used twice; a session can be neither copied nor pickled, for the same reason. Whoever opens keeps this order: AEAD (`open_into`, or
+`open_all` for a batch), then `replay`, then `Tunnel.data_received`, then the packet's inner source (`Tunnel.owns`).
 
 The AEAD is the handshake's. Nonces are laid out alike for both: 4 zero bytes for type 4, a chunk's own first 4 bytes for type 5, then the counter,
 little-endian.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from calnet.crypto.aead import TAG_SIZE, Aead, BadTag, new_cipher, nonce_of
+from calnet.crypto.batch import NewBatch, portable_batch
 from calnet.errors import AuthenticationError, ProtocolError, StateMisuseError
 from calnet.model import Buffer
 from calnet.tunnel.constants import MESSAGE_LIMITS, REJECT_AFTER_TIME
@@ -37,6 +38,7 @@ class Session:
         "expires_at",
         "initiator",
         "local_index",
+        "open_all",
         "open_into",
         "peer",
         "reject_after",
@@ -45,6 +47,7 @@ class Session:
         "remote_index",
         "remote_static",
         "replay",
+        "seal_all",
         "seal_into",
         "send_counter",
     )
@@ -60,6 +63,7 @@ class Session:
         keys: tuple[bytes, bytes],
         now: float,
         aead: Aead = Aead.CHACHA20_POLY1305,
+        new_batch: NewBatch = portable_batch,
     ) -> None:
         """`keys` are (sending, receiving), as `Handshake.split` gives them; `remote_static` is the peer's key in that handshake."""
         self.peer = peer
@@ -77,6 +81,8 @@ class Session:
         self.rekey_after, self.reject_after = MESSAGE_LIMITS[aead]
         self.seal_into = new_cipher(keys[0], aead).seal_into
         self.open_into = new_cipher(keys[1], aead).open_into
+        self.seal_all = new_batch(keys[0], aead).seal_all
+        self.open_all = new_batch(keys[1], aead).open_all
 
     def take_counters(self, count: int) -> int:
         """Reserves `count` consecutive counters and returns the first. SessionExhausted where they would pass `reject_after`."""

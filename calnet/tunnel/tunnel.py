@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, ValuesView
 
+from calnet.crypto.batch import NewBatch, portable_batch
 from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import AuthenticationError, WireError
 from calnet.model import Buffer, NodeId, PeerKind, Prefix, Source
@@ -52,10 +53,11 @@ from calnet.wire.tunnel import CookieReply, Initiation, Response, parse_handshak
 
 
 class Tunnel:
-    """See the module's docstring. `previous` is our key before the last renewal: it answers, and never initiates."""
+    """See the module's docstring. `previous` is our key before the last renewal: it answers, and never initiates. `new_batch` makes what sessions seal and
+    open batches with."""
 
-    def __init__(self, identity: PrivateKey, *, random: RandomBytes, previous: PrivateKey | None = None) -> None:
-        self._random = random
+    def __init__(self, identity: PrivateKey, *, random: RandomBytes, previous: PrivateKey | None = None, new_batch: NewBatch = portable_batch) -> None:
+        self._random, self._new_batch = random, new_batch
         self._gate = Gate(random)
         self._stamps = TimestampLog()
         self._peers: dict[NodeId, TunnelPeer] = {}
@@ -205,7 +207,17 @@ class Tunnel:
         # Everything holds: from here on state changes.
         self._stamps.accept(static, timestamp)
         peer.initiation_received_at = now
-        session = Session(peer, local_index=index, remote_index=message.sender, initiator=False, remote_static=static, keys=keys, now=now, aead=message.aead)
+        session = Session(
+            peer,
+            local_index=index,
+            remote_index=message.sender,
+            initiator=False,
+            remote_static=static,
+            keys=keys,
+            now=now,
+            aead=message.aead,
+            new_batch=self._new_batch,
+        )
         self._sessions[index] = session
         self._forget_sessions(peer.add_responded(session))
         self._derived(peer, now)
@@ -232,6 +244,7 @@ class Tunnel:
             keys=keys,
             now=now,
             aead=message.aead,
+            new_batch=self._new_batch,
         )
         crossed = any(now - other.created_at < REKEY_TIMEOUT for other in peer.sessions())
         self._sessions[session.local_index] = session

@@ -39,12 +39,12 @@ class Sender:
         header, packet = parse_virtio(read), plain[START : len(read)]
         shape = parse_super(packet, header) if header.gso_type else None
         if shape is not None and self.chunks and can_be_chunks(shape):
-            self.outbound.seal_chunks(session, shape)
+            self.outbound.add_chunks(session, shape)
         elif shape is not None:
-            self.outbound.seal_super(session, shape)
+            self.outbound.add_super(session, shape)
         else:
             finish_checksum(packet, header)
-            self.outbound.seal_packet(session, len(packet))
+            self.outbound.add_packet(session, len(packet))
 
     def datagrams(self) -> list[bytes]:
         """All sent, one by one, in order."""

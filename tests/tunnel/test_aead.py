@@ -93,7 +93,7 @@ def test_machine_without_aes_answers_nothing_and_takes_chacha_as_before(monkeypa
     monkeypatch.setattr(aead, "_new_aes", None)
     with pytest.raises(AuthenticationError, match="AES-256-GCM"):
         handshake.read_initiation(bob.key, message, seeded("x"))
-    assert not aead.aes_is_faster(lambda: 0.0)
+    assert not choose(lambda: 0.0, None).aes
 
 
 def test_session_under_aes_ends_before_its_blocks_are_too_many() -> None:
@@ -108,22 +108,3 @@ def test_session_under_aes_ends_before_its_blocks_are_too_many() -> None:
     with pytest.raises(SessionExhausted):
         session.take_counters(1)
     assert config_of(bob).aead is CHACHA
-
-
-def test_measured_choice_takes_the_faster_one() -> None:
-    """The clock stands still for one of the two."""
-
-    def clock_that_charges(which: int):  # type: ignore[no-untyped-def]
-        calls = [0, 0.0]
-
-        def clock() -> float:
-            number = int(calls[0])
-            calls[0] += 1
-            if number % 2:
-                calls[1] += 1.0 if number // 2 % 2 == which else 0.5
-            return float(calls[1])
-
-        return clock
-
-    assert aead.aes_is_faster(clock_that_charges(0))
-    assert not aead.aes_is_faster(clock_that_charges(1))

@@ -122,7 +122,7 @@ def test_packet_that_differs_splits_the_run_and_nothing_is_lost(odd: bytes, writ
     size = -(-max(len(packet) for packet in packets) // 16) * 16
     for packet in packets:
         sender.outbound.plain[10 : 10 + size] = packet + bytes(size - len(packet))
-        sender.outbound.seal_packet(one, size)
+        sender.outbound.add_packet(one, size)
     sender.outbound.flush()
     ((_, batch, step),) = sender.runs
     receiver.take(batch, step)

@@ -520,11 +520,11 @@ class DataPath:
         if longest > BASE and not fits and not self._paths.fits(session.peer.id, longest, self._now):
             self._too_long(session, packet, shape)
         elif shape is None:
-            outbound.seal_packet(session, longest)
+            outbound.add_packet(session, longest)
         elif session.peer.config.chunks and can_be_chunks(shape):
-            outbound.seal_chunks(session, shape)
+            outbound.add_chunks(session, shape)
         else:
-            outbound.seal_super(session, shape)
+            outbound.add_super(session, shape)
 
     def _session_for(self, packet: memoryview, end: int) -> Session | None:
         """The session that the packet leaves under; None if it was dropped or waits for one."""

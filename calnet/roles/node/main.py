@@ -127,7 +127,7 @@ def make_socket_directory(path: Path) -> None:
 
 
 async def _serve(settings: Settings) -> int:
-    from calnet.crypto.aead import aes_is_faster
+    from calnet.crypto.choice import choose, load_library
     from calnet.host.local_socket import LocalRequest, serve_local
     from calnet.host.netlink import MARK, KernelNetwork
     from calnet.host.nft import KernelNftables
@@ -151,8 +151,18 @@ async def _serve(settings: Settings) -> int:
     with contextlib.closing(network):
         directory = StateDirectory(settings.state_dir, os.urandom)
         setup = HostSetup(directory, network, nft, nft, settings.tun)
-        machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if aes_is_faster(time.perf_counter) else ())))
-        opener = engine_opener(directory, tun=settings.tun, mtu=settings.mtu, clocks=clocks, random=os.urandom, capabilities=machine.capabilities)
+        choice = choose(time.perf_counter, load_library())
+        log.info("batches %s", " ".join(f"{aead.value}={by.replace(' ', '-')}" for aead, by in choice.by.items()))
+        machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if choice.aes else ())))
+        opener = engine_opener(
+            directory,
+            tun=settings.tun,
+            mtu=settings.mtu,
+            clocks=clocks,
+            random=os.urandom,
+            capabilities=machine.capabilities,
+            new_batch=choice.new_batch,
+        )
         daemon = Daemon(
             directory,
             setup,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from calnet.crypto.batch import NewBatch
 from calnet.crypto.keys import RandomBytes
 from calnet.errors import CalnetError
 from calnet.host.netlink import MARK
@@ -105,7 +106,9 @@ class RealEngine:
         self._tun.close()
 
 
-def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes, capabilities: tuple[str, ...]) -> OpenEngine:
+def engine_opener(
+    directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes, capabilities: tuple[str, ...], new_batch: NewBatch
+) -> OpenEngine:
     """What the daemon opens its data path with."""
 
     def open_engine(port: int, host: EngineHost) -> RealEngine:
@@ -116,7 +119,7 @@ def engine_opener(directory: StateDirectory, *, tun: str, mtu: int, clocks: Cloc
             device.close()
             raise
         keys, stamps = directory.state.keys, directory.stamps
-        tunnel = Tunnel(keys.node, random=random, previous=keys.previous)
+        tunnel = Tunnel(keys.node, random=random, previous=keys.previous, new_batch=new_batch)
         tunnel.load_timestamps(stamps.accepted, stamps.sent)
         paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random, mtu=max(mtu, ETHERNET))
         path = DataPath(
