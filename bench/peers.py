@@ -161,7 +161,7 @@ class Crowd:
             self._outbound.add_packet(session, len(packet))
         else:
             shape = Super(4, Protocol.UDP, IPV4_HEADER_SIZE, HEADER, load.size, len(packet))
-            (self._outbound.add_chunks if self._chunks else self._outbound.add_super)(session, shape)
+            (self._outbound.send_chunks if self._chunks else self._outbound.add_super)(session, shape)
         self._outbound.flush()
 
     def _send(self, session: Session, datagrams: memoryview, size: int) -> None:

@@ -105,6 +105,10 @@ class Many:
                 return k + 1, length
         return count, 0
 
+    def has_batches(self, count: int) -> bool:
+        """Whether any of the `count` that came is more than one datagram."""
+        return any(self._heads[_CONTROL_LENGTH : count * _WORDS : _WORDS])
+
     def whole(self, k: int) -> _Whole:
         """Number `k` of those that came."""
         length, size = self._lengths[k], self._size
@@ -145,7 +149,8 @@ class Receiver:
     """A `Receive` on one socket. An error that an earlier send left behind is skipped; any other leaves the socket to its next readiness.
 
     Datagrams that come singly are joined into the batch that GRO would have made: equal-sized ones of one source, the last perhaps shorter. Nothing waits for
-    more to come: where the last one came alone, the next is given out before it is asked whether there are others. What doesn't fit is kept for the next call.
+    more to come: where the last one came alone, the next is given out before it is asked whether there are others. What doesn't fit is kept for the next call,
+    which costs two copies: so joining begins with the second single one in a row, and ends where batches come between.
     """
 
     def __init__(self, one: socket.socket) -> None:
@@ -154,6 +159,8 @@ class Receiver:
         self._many: Many | None = None
         self._kept: deque[_Whole] = deque()
         self._dry = self._alone = self._asked = False
+        self._singly = self._was_single = False
+        """Datagrams come singly; the last one did."""
 
     def __call__(self, buffer: memoryview) -> Received | None:
         if self._kept:
@@ -164,13 +171,18 @@ class Receiver:
         try:
             length, ancillary, _, address = self._read((buffer,), _ANCILLARY_SIZE)
         except OSError:
-            self._asked = False
+            self._asked = self._was_single = False
             return None
         segment, source = length, Endpoint(address[0], address[1])
         for _, kind, value in ancillary:
             if kind == UDP_GRO:
                 segment = self._unpack(value[:4])[0]
         if segment != length or not length:
+            self._was_single = False
+            return Received(length, segment, source)
+        self._singly = self._singly or self._was_single
+        self._was_single = True
+        if not self._singly:
             return Received(length, segment, source)
         if self._alone and not self._asked:
             self._asked = True
@@ -192,6 +204,7 @@ class Receiver:
         if not came:
             return size
         fits, last = many.fit(came, source)
+        self._singly = not many.has_batches(came)
         self._kept.extend(many.whole(k) for k in range(fits, came))
         return (fits + 1) * size - (size - last if last else 0)
 

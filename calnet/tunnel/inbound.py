@@ -65,9 +65,14 @@ class Inbound:
                 count, length = count - 1, (count - 1) * size
             words, indices, counters = self._heads(size, count)
             if indices.count(indices[0]) == count:
-                word = words[0]
-                if word == MessageType.TRANSPORT and words.count(word) == count:
+                word, first = words[0], counters[0]
+                if words.count(word) != count:
+                    self._receive_chunks(length, size, indices[0], words, counters)
+                elif word == MessageType.TRANSPORT:
                     self._receive_batch(length, size, indices[0], counters)
+                elif word & 0xFF == MessageType.CHUNK and counters == list(range(first, first + count)):
+                    session = self._session(indices[0])
+                    self.dropped += count if session is None else self._chunks.receive(session, 0, length, size, word, counters)
                 else:
                     self._receive_chunks(length, size, indices[0], words, counters)
                 return

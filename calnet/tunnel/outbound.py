@@ -6,7 +6,7 @@ tags by one join, counters and nonces of a batch by one strided assignment each.
 A run is what one send carries: datagrams of one size, the last perhaps shorter, of one session. It ends when something that doesn't fit comes, when it is
 full, or by `flush`, which the data path calls when the TUN has nothing more to read: a packet never waits for another. Counters are taken when it ends.
 
-A peer that announces the segment extension gets a super-packet as chunks (chunks.py, `add_chunks`), without headers and checksums of its packets: FIGURES.
+A peer that announces the segment extension gets a super-packet as chunks (chunks.py, `send_chunks`), without headers and checksums of its packets: FIGURES.
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ _MAX_SHAPES: Final = 64
 _HEADER: Final = struct.Struct("<IIQ")
 _NONCE: Final = struct.Struct("<IQ")
 _ZEROS: Final = bytes(PADDING)
-_BETWEEN: Final = bytes(TAG_SIZE + TRANSPORT_HEADER_SIZE)
-"""What stands between two texts: a tag and the next datagram's header, both written when the run is sealed."""
+_COUNTER: Final = struct.Struct("<Q")
+_COUNTER_AT: Final = 8
+_UPPER: Final = 1 << 32
+"""From this counter on the upper half is not that of the first one, or may not be."""
+_TAG: Final = bytes(TAG_SIZE)
+_BETWEEN: Final = TAG_SIZE + TRANSPORT_HEADER_SIZE
+"""Bytes between two texts: a tag and the next datagram's header, both written when the run is sealed."""
 
 Send = Callable[[Session, memoryview, int], None]
 """`send(session, datagrams, size)`: the datagrams lie side by side, `size` bytes each, the last perhaps shorter. The buffer is used again afterwards."""
@@ -59,8 +64,6 @@ class Outbound:
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._thirds: dict[tuple[int, int], list[Thirds]] = {}
         self._session: Session | None = None
-        self._chunk_header = 0
-        """Of the run under way, if it is one of chunks: the length of their trailers."""
         self._size = self._count = self._limit = self._last = 0
         """Of the run under way: bytes of a datagram, how many there are, how many there may be, bytes of the last one's text."""
 
@@ -84,7 +87,7 @@ class Outbound:
         header, step = shape.header, shape.segment
         full = header + step
         padded = self._padded(full)
-        gap = padded - full + len(_BETWEEN)
+        gap = padded - full + _BETWEEN
         headers = segment_headers(self.plain[START : START + shape.length], shape, self._sums(shape), gap)
         size = padded + TRANSPORT_OVERHEAD
         rest = shape.length - header - step * (len(headers) - 1)
@@ -112,27 +115,35 @@ class Outbound:
             self.plain[start : start + header] = headers[whole][gap:]
             self.add_packet(session, header + rest, start)
 
-    def add_chunks(self, session: Session, shape: Super) -> None:
-        """Send the super-packet at `plain[START:]` as chunks; `chunks.can_be_chunks(shape)`."""
+    def send_chunks(self, session: Session, shape: Super) -> None:
+        """Seal and send the super-packet at `plain[START:]` as chunks; `chunks.can_be_chunks(shape)`."""
+        self.flush()
         header, step, count = shape.header, shape.segment, -(-(shape.length - shape.header) // shape.segment)
         size = header + step + TRANSPORT_OVERHEAD
         most = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
         trailer = Shape(shape.version, shape.protocol, shape.ip_header, step)
         payloads = self._payloads_for(header, step, count - 1)
+        wire = self._wire
         for begin in range(0, count, most):
             end = min(begin + most, count)
             part = bytearray(self.plain[START : START + header])
             move_on(part, trailer, begin, last=end == count)
             set_size(part, shape.version, step)
-            self._begin(session, size)
+            try:
+                first = session.take_counters(end - begin)
+            except SessionExhausted:
+                self.dropped += count - begin
+                return
+            word = first_word(header, first, end - begin)
+            head = _HEADER.pack(word, session.remote_index, first)
             start = START + header + (end - 1) * step
             stop = START + (shape.length if end == count else header + end * step)
-            joined = (part + _BETWEEN).join([*payloads[begin : end - 1], self.plain[start:stop]])
+            joined = (part + _TAG + head).join([*payloads[begin : end - 1], self.plain[start:stop]])
             at = TRANSPORT_HEADER_SIZE + len(joined)
-            self._wire[TRANSPORT_HEADER_SIZE:at] = joined
-            self._wire[at : at + header] = part
-            self._count, self._last, self._chunk_header = end - begin, stop - start + header, header
-            self.flush()
+            wire[:TRANSPORT_HEADER_SIZE] = head
+            wire[TRANSPORT_HEADER_SIZE:at] = joined
+            wire[at : at + header] = part
+            self._seal(session, first, word, end - begin, size, stop - start + header)
 
     def flush(self) -> None:
         """Seal the run under way and send it."""
@@ -140,52 +151,48 @@ class Outbound:
         if session is None:
             return
         self._session = None
-        count, size, last = self._count, self._size, self._last
+        count, size = self._count, self._size
         try:
             first = session.take_counters(count)
         except SessionExhausted:
             self.dropped += count
             return
-        word = first_word(self._chunk_header, first, count) if self._chunk_header else int(MessageType.TRANSPORT)
-        end = (count - 1) * size + last + TRANSPORT_OVERHEAD
+        head = _HEADER.pack(MessageType.TRANSPORT, session.remote_index, first)
+        for at in range(0, count * size, size):
+            self._wire[at : at + TRANSPORT_HEADER_SIZE] = head
+        self._seal(session, first, 0, count, size, self._last)
+
+    def _seal(self, session: Session, first: int, word: int, count: int, size: int, last: int) -> None:
+        """Seal and send the run in the buffer, whose datagrams all have the first one's header. `word` begins their nonces, `last` is the length of the last
+        one's text."""
+        wire, end = self._wire, (count - 1) * size + last + TRANSPORT_OVERHEAD
         if count == 1:
-            wire = self._wire
-            _HEADER.pack_into(wire, 0, word, session.remote_index, first)
-            nonce = _NONCE.pack(word if self._chunk_header else 0, first)
-            session.seal_into(nonce, wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last], None, wire[TRANSPORT_HEADER_SIZE:end])
+            text = wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last]
+            session.seal_into(_NONCE.pack(word, first), text, None, wire[TRANSPORT_HEADER_SIZE:end])
         else:
-            self._write_heads(session, first, count, word)
+            counters = memoryview(array("Q", range(first, first + count)))
+            self._nonce_words[1 : 2 * count : 2] = counters
+            self._nonce_halves[1 : 4 * count : 4] = memoryview(array("I", (word,)) * count)
+            if size % 4 == 0:
+                halves, step = counters.cast("B").cast("I"), size // 4
+                self._words[2 : count * step : step] = halves[::2]
+                if first + count > _UPPER:
+                    self._words[3 : count * step : step] = halves[1::2]
+            else:
+                for k in range(count):
+                    _COUNTER.pack_into(wire, k * size + _COUNTER_AT, first + k)
             session.seal_all(self._places_for(size), 0, count, last)
-        self._send(session, self._wire[:end], size)
+        self._send(session, wire[:end], size)
 
     def _begin(self, session: Session, size: int) -> None:
         self.flush()
         self._session = session
         self._size = size
         self._limit = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
-        self._count = self._chunk_header = 0
+        self._count = 0
 
     def _padded(self, length: int) -> int:
         return min(-(-length // PADDING) * PADDING, max(self.mtu, length))
-
-    def _write_heads(self, session: Session, first: int, count: int, word: int) -> None:
-        """Write the headers of the run's datagrams, `word` their first 4 bytes, and their nonces."""
-        size = self._size
-        counters = memoryview(array("Q", range(first, first + count)))
-        words_first = memoryview(array("I", (word,)) * count)
-        self._nonce_words[1 : 2 * count : 2] = counters
-        self._nonce_halves[1 : 4 * count : 4] = words_first if self._chunk_header else _NO_WORDS[:count]
-        if size % 4 == 0:
-            words, step = self._words, size // 4
-            end = count * step
-            halves = counters.cast("B").cast("I")
-            words[:end:step] = words_first
-            words[1:end:step] = memoryview(array("I", (session.remote_index,)) * count)
-            words[2:end:step] = halves[::2]
-            words[3:end:step] = halves[1::2]
-        else:
-            for k in range(count):
-                _HEADER.pack_into(self._wire, k * size, word, session.remote_index, first + k)
 
     def _sums(self, shape: Super) -> list[int]:
         """The sums of the payloads of the super-packet's packets."""
@@ -225,6 +232,3 @@ class Outbound:
             places = Places(self._wire, self._nonces, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
             self._places[size] = places
         return places
-
-
-_NO_WORDS: Final = memoryview(array("I", (0,)) * MAX_RUN)

@@ -89,7 +89,7 @@ def test_super_packet_costs_little_beyond_its_aead() -> None:
     bench = Bench()
     aead, chunks, opened, packets, opened_packets = _best(
         bench.aead_alone,
-        lambda: bench.sealing(bench.outbound.add_chunks),
+        lambda: bench.sealing(bench.outbound.send_chunks),
         bench.opening,
         lambda: bench.sealing(bench.outbound.add_super),
         bench.opening,

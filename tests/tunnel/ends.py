@@ -39,7 +39,7 @@ class Sender:
         header, packet = parse_virtio(read), plain[START : len(read)]
         shape = parse_super(packet, header) if header.gso_type else None
         if shape is not None and self.chunks and can_be_chunks(shape):
-            self.outbound.add_chunks(session, shape)
+            self.outbound.send_chunks(session, shape)
         elif shape is not None:
             self.outbound.add_super(session, shape)
         else:

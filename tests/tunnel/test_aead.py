@@ -6,6 +6,7 @@ import pytest
 
 from calnet.crypto import aead
 from calnet.crypto.aead import Aead
+from calnet.crypto.choice import choose
 from calnet.errors import AuthenticationError
 from calnet.model import Source
 from calnet.tunnel import effects as do

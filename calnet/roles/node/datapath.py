@@ -522,7 +522,7 @@ class DataPath:
         elif shape is None:
             outbound.add_packet(session, longest)
         elif session.peer.config.chunks and can_be_chunks(shape):
-            outbound.add_chunks(session, shape)
+            outbound.send_chunks(session, shape)
         else:
             outbound.add_super(session, shape)
 
