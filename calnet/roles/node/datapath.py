@@ -59,6 +59,7 @@ from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnsw
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
+from calnet.tunnel.acks import LONGEST, BareAck, bare_ack, supersedes
 from calnet.tunnel.capabilities import AES, CHUNKS
 from calnet.tunnel.chunks import can_be_chunks
 from calnet.tunnel.coalesce import Flow, flow_of
@@ -172,6 +173,12 @@ class DataPath:
         self._source = Source(None, None)
         self._detour = False
         """What is sealed now goes by relay alone."""
+        self._sent_by: Session | None = None
+        self._sent_route, self._sent_bytes = BY_RELAY, 0
+        """What was sent, and is not accounted yet: the session, its route, bytes of datagrams."""
+        self._got_by: Session | None = None
+        self._got_from, self._got_bytes, self._got_data = self._source, 0, False
+        """What was opened, and is not accounted yet."""
         self._now = monotonic()
         self._sent_in_second = (0, 0)
         self._sent_flow: bytes | None = None
@@ -186,8 +193,7 @@ class DataPath:
         self._reuse_until = 0.0
         self.path_changes: Counter[str] = Counter()
         """By what they changed to: direct, relay, both, none."""
-        self.dropped = 0
-        """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
+        self._dropped = 0
         offloads = tun.offloads
         self._vnet = offloads.vnet_header
         self._outbound = Outbound(max(mtu, ETHERNET), self._send_run)
@@ -227,6 +233,11 @@ class DataPath:
         self._timer = self._look = None
         self._pings.end()
         self._views.end()
+
+    @property
+    def dropped(self) -> int:
+        """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
+        return self._dropped + self._outbound.dropped
 
     # --- What the daemon says ---
 
@@ -333,7 +344,7 @@ class DataPath:
         for datagram in datagrams:
             length = len(datagram)
             if not 0 < length <= len(buffer):
-                self.dropped += 1
+                self._dropped += 1
                 continue
             if end and (length > size or end + length > len(buffer)):
                 inbound.receive(end, size)
@@ -417,8 +428,13 @@ class DataPath:
             while length:
                 count += 1
                 room -= length
-                flow = self._joinable(length) if count > 1 or not self._came_alone else None
-                if flow is not None:
+                several = count > 1 or not self._came_alone
+                ack = bare_ack(self._outbound.plain[START:length]) if several and self._vnet and length <= LONGEST + START else None
+                flow = self._joinable(length) if several and ack is None else None
+                if ack is not None:
+                    length, left_out = self._take_acks(length, ack)
+                    count += left_out // 4
+                elif flow is not None:
                     length, joined = self._take_run(length, flow)
                     count += joined // 4  # they cost so much less than others
                 else:
@@ -461,13 +477,32 @@ class DataPath:
             following = 0
         shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, end - START) if joined > 1 else None
         self._take(length, shape)
-        if following:
-            plain[: min(following, SLOT)] = slot[: min(following, SLOT)]
-            if following > SLOT:
-                plain[SLOT:following] = self._slot[1][: following - SLOT]
-        elif joined == flow.limit and not self._sender.full:
+        self._move_slot(following)
+        if joined == flow.limit and not self._sender.full:
             following = self._tun.read_into(self._read_buffer)
         return following, joined
+
+    def _take_acks(self, length: int, ack: BareAck) -> tuple[int, int]:
+        """Take the bare acknowledgement just read, or the last of those behind it that make it needless. Returns the length of the packet that came then (0:
+        none came), and how many were left out."""
+        plain, (slot, _) = self._outbound.plain, self._slot
+        read, packet, left_out, following = self._tun.read_parts, self._slot[0][START:length], 0, 0
+        while left_out < READ_BATCH and (following := read(self._slot)) == length and (later := supersedes(packet, ack)) is not None:
+            plain[:length] = slot[:length]
+            ack, following = later, 0
+            left_out += 1
+        self._take(length)
+        self._move_slot(following)
+        if left_out == READ_BATCH and not self._sender.full:
+            following = self._tun.read_into(self._read_buffer)
+        return following, left_out
+
+    def _move_slot(self, length: int) -> None:
+        """What was read to the slot, `length` bytes, is the next packet to be taken."""
+        plain, (slot, rest) = self._outbound.plain, self._slot
+        plain[: min(length, SLOT)] = slot[: min(length, SLOT)]
+        if length > SLOT:
+            plain[SLOT:length] = rest[: length - SLOT]
 
     def _take(self, end: int, shape: Super | None = None) -> None:
         """The packet at `plain[START:end]`, its virtio header (where the device has them) before it. `shape`: it is the first of several joined ones."""
@@ -483,7 +518,7 @@ class DataPath:
         try:
             self._seal(session, packet, shape)
         except (WireError, SessionExhausted):
-            self.dropped += 1
+            self._dropped += 1
 
     def _too_long(self, session: Session, packet: memoryview, shape: Super | None) -> None:
         """A packet that the direct path may not take at once: it goes by relay while that is being found out; else its sender is told, and sends shorter
@@ -531,10 +566,10 @@ class DataPath:
         try:
             packet_length(packet)
         except WireError:
-            self.dropped += 1
+            self._dropped += 1
             return None
         if self._local.lookup(source_of(packet)) is None:
-            self.dropped += 1
+            self._dropped += 1
             return None
         destination = destination_of(packet)
         peer = self._tunnel.lookup(destination)
@@ -543,7 +578,7 @@ class DataPath:
             self._answer(packet, unreachable)
             return None
         if not self._filter.outbound(packet, self._now):
-            self.dropped += 1
+            self._dropped += 1
             answer = self._rejection(packet)
             if answer is not None:
                 self._write_to_tun(answer)
@@ -556,7 +591,7 @@ class DataPath:
         return session
 
     def _wait(self, peer: TunnelPeer, end: int) -> None:
-        self.dropped += self._waiting.add(peer.id, bytes(self._outbound.plain[:end]))
+        self._dropped += self._waiting.add(peer.id, bytes(self._outbound.plain[:end]))
         self._effects += self._paths.data_sent(peer.id, self._now)
 
     def _send_waiting(self, peer: NodeId) -> bool:
@@ -573,7 +608,7 @@ class DataPath:
 
     def _answer(self, packet: memoryview, make: Callable[[memoryview], bytes | None]) -> None:
         """Drop a packet, with an ICMP error to its sender, not too often."""
-        self.dropped += 1
+        self._dropped += 1
         second, sent = int(self._now), 0
         if self._sent_in_second[0] == second:
             sent = self._sent_in_second[1]
@@ -587,11 +622,21 @@ class DataPath:
 
     def _send_run(self, session: Session, datagrams: memoryview, size: int) -> None:
         """Outbound's `send`: one run leaves by the peer's route."""
-        peer, length = session.peer.id, len(datagrams)
+        peer = session.peer.id
         route = BY_RELAY if self._detour else self._paths.route(peer)
-        self.dropped += self._sender.run(peer, route, datagrams, size)
-        self._tunnel.data_sent(session, self._now, length, True)
-        self._effects += self._paths.data_sent(peer, self._now, route, length)
+        self._dropped += self._sender.run(peer, route, datagrams, size)
+        if session is not self._sent_by or route is not self._sent_route:
+            self._account_sent()
+            self._sent_by, self._sent_route = session, route
+        self._sent_bytes += len(datagrams)
+
+    def _account_sent(self) -> None:
+        """Tell tunnel and paths what was sent since the last time: once a call from outside, not once a run."""
+        session, self._sent_by = self._sent_by, None
+        if session is not None:
+            self._tunnel.data_sent(session, self._now, self._sent_bytes, True)
+            self._effects += self._paths.data_sent(session.peer.id, self._now, self._sent_route, self._sent_bytes)
+            self._sent_bytes = 0
 
     def _stop_reading(self) -> None:
         self._reads_tun = False
@@ -623,7 +668,8 @@ class DataPath:
         inbound, count, room = self._inbound, READ_BATCH, READ_BYTES
         while batch := receive(inbound.buffer):
             if batch.length:
-                self._source = Source(batch.source, None, socket)
+                if self._source.socket != socket or self._source.endpoint != batch.source:
+                    self._source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
             count -= 1
             room -= batch.length
@@ -649,9 +695,20 @@ class DataPath:
         return session
 
     def _opened(self, session: Session, length: int, data: bool) -> None:
-        self._effects += self._tunnel.data_received(session, self._source, self._now, self._wall(), length, data)
-        self._effects += self._paths.data_received(session.peer.id, self._source, self._now, length)
-        self._routers.heard(session.peer.id, self._now)
+        if session is not self._got_by or self._source is not self._got_from:
+            self._account_received()
+            self._got_by, self._got_from = session, self._source
+        self._got_bytes += length
+        self._got_data = self._got_data or data
+
+    def _account_received(self) -> None:
+        """Tell tunnel and paths what was opened since the last time, as `_account_sent`; and before a probe that came behind it, which may ask how much came."""
+        session, self._got_by = self._got_by, None
+        if session is not None:
+            self._effects += self._tunnel.data_received(session, self._got_from, self._now, self._wall(), self._got_bytes, self._got_data)
+            self._effects += self._paths.data_received(session.peer.id, self._got_from, self._now, self._got_bytes)
+            self._routers.heard(session.peer.id, self._now)
+            self._got_bytes, self._got_data = 0, False
 
     def _accept(self, session: Session, packet: memoryview) -> bool:
         """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
@@ -686,9 +743,10 @@ class DataPath:
             self._sent_flow = self._sent_session = None  # a reset says nothing of what this host sends in its flow
 
     def _not_data(self, datagram: memoryview) -> None:
+        self._account_received()
         kind, source = classify(datagram), self._source
         if source.socket == LEFT:  # an answer would come from elsewhere
-            self.dropped += 1
+            self._dropped += 1
         elif kind is DatagramKind.TUNNEL_HANDSHAKE:
             self._effects += self._tunnel.receive(datagram, source, self._now, self._wall())
         elif kind is DatagramKind.DISCOVERY:
@@ -698,7 +756,7 @@ class DataPath:
         elif kind is DatagramKind.STUN and source.endpoint is not None:
             self._effects += self._paths.receive_stun(bytes(datagram), source.endpoint, self._now)
         else:
-            self.dropped += 1
+            self._dropped += 1
 
     # --- What tunnel and paths want done ---
 
@@ -722,6 +780,8 @@ class DataPath:
         try:
             self._send_answers()
             self._outbound.flush()
+            self._account_received()
+            self._account_sent()
             happened = bool(self._effects)
             if happened:
                 self._perform_all()
@@ -737,6 +797,8 @@ class DataPath:
         while self._effects:
             self._forget_flows()
             self._perform(self._effects.popleft(), flushed)
+            if not self._effects:
+                self._account_sent()
 
     def _perform(self, effect: TunnelEffect | PathEffect | RouterEffect, flushed: set[NodeId]) -> None:
         match effect:
@@ -763,7 +825,7 @@ class DataPath:
             case ResponseRejected():
                 self._rejected(effect.peer)
             case HandshakeFailed() | SessionsDropped():
-                self.dropped += len(self._waiting.take(effect.peer))
+                self._dropped += len(self._waiting.take(effect.peer))
             case SendDatagram():
                 self._sender.to(effect.endpoint, effect.data, effect.socket, whole=effect.whole, hops=effect.hops)
             case UseSocket():

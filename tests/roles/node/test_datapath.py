@@ -686,6 +686,8 @@ def test_session_without_counters_costs_its_packets_alone() -> None:
         assert session is not None
         session.send_counter = session.reject_after - 1
         give(one, tcp(bytes(5000), ends(1, 2)), 1000)
+        await world.passes()
+        assert one.path.dropped == 5
         give(one, udp(b"last", ends(1, 2)))
         await world.passes()
         assert two.packets() == [udp(b"first", ends(1, 2)), udp(b"last", ends(1, 2))]

@@ -1,0 +1,77 @@
+"""Acknowledgements that a later one makes needless. Pure.
+
+A host that receives a stream acknowledges each super-packet it is given, so a fast stream brings as many packets back as it sends reads. TCP acknowledges
+cumulatively (RFC 9293, section 3.4): of those that wait together, the last says it all. The earlier ones are left out, as a queue that filters
+acknowledgements does it (CAKE's `ack-filter`), under the strictest rules:
+
+- both are bare acknowledgements of one flow: no payload, no flag but ACK (so no ECN echo), no option but timestamps (so no SACK), and everything else alike
+  but window, identification and checksums;
+- the later one acknowledges more: duplicates, which count losses, and window updates all go.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, Protocol
+
+_TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
+"""NOP, NOP, kind 8, length 10 (RFC 7323, appendix A)."""
+_TIMESTAMPS_SIZE: Final = 12
+_HALF: Final = 1 << 31
+_MASK32: Final = 0xFFFFFFFF
+
+
+class BareAck(NamedTuple):
+    """A bare acknowledgement: what those that may stand for each other have in common, as a number, and what it acknowledges."""
+
+    common: int
+    acknowledged: int
+
+
+def _mask(ip_header: int, size: int) -> int:
+    kept = bytearray(b"\xff" * size)
+    if ip_header == IPV4_HEADER_SIZE:
+        kept[4:6] = kept[10:12] = bytes(2)
+    for start, length in ((8, 4), (14, 2), (TCP_CHECKSUM_OFFSET, 2)):
+        kept[ip_header + start : ip_header + start + length] = bytes(length)
+    options = ip_header + TCP_HEADER_SIZE + len(_TIMESTAMPS)
+    kept[options:] = bytes(size - options) if size > options else b""
+    return int.from_bytes(kept, "big")
+
+
+_MASKS: Final = {
+    ip_header + TCP_HEADER_SIZE + options: (ip_header, (TCP_HEADER_SIZE + options) << 2, _mask(ip_header, ip_header + TCP_HEADER_SIZE + options))
+    for ip_header in (IPV4_HEADER_SIZE, IPV6_HEADER_SIZE)
+    for options in (0, _TIMESTAMPS_SIZE)
+}
+"""By the packet's length: where TCP begins, its data offset byte, and the bits that have to be alike."""
+LONGEST: Final = max(_MASKS)
+"""Bytes of the longest bare acknowledgement."""
+
+
+def bare_ack(packet: memoryview) -> BareAck | None:
+    """What the packet (all of it) acknowledges, if it does nothing else."""
+    shape = _MASKS.get(len(packet))
+    if shape is None:
+        return None
+    start, offset, mask = shape
+    if packet[start + 12] != offset or packet[start + 13] != TCP_ACK:
+        return None
+    if start == IPV4_HEADER_SIZE:
+        alone = packet[0] == 0x45 and packet[9] == Protocol.TCP and packet[2] << 8 | packet[3] == len(packet) and not (packet[6] & 0x3F or packet[7])
+    else:
+        alone = packet[0] >> 4 == 6 and packet[6] == Protocol.TCP and packet[4] << 8 | packet[5] == len(packet) - start
+    options = packet[start + TCP_HEADER_SIZE :]
+    if not alone or (options and options[: len(_TIMESTAMPS)] != _TIMESTAMPS):
+        return None
+    return BareAck(int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
+
+
+def supersedes(packet: memoryview, ack: BareAck) -> BareAck | None:
+    """What the packet acknowledges, if it is a bare acknowledgement that makes `ack`, of a packet of its length, needless."""
+    start, _, mask = _MASKS[len(packet)]
+    if int.from_bytes(packet, "big") & mask != ack.common:
+        return None
+    acknowledged = int.from_bytes(packet[start + 8 : start + 12], "big")
+    return BareAck(ack.common, acknowledged) if 0 < (acknowledged - ack.acknowledged & _MASK32) < _HALF else None
