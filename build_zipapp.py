@@ -94,6 +94,10 @@ TRIMMED = {
 REPLACED = {"pyroute2/__init__.py": b'"""Empty: the real one imports all of pyroute2, which costs 245 ms. Import pyroute2.iproute and the like."""\n'}
 SHOWN_AS = "calnet.pyz"
 """Tracebacks name files below this; no such file exists anywhere, so the lines come from the source in the file."""
+BATCHES = "libIPSec_MB"
+"""The system's library that seals and opens batches (calnet/crypto/ipsec_mb.py), put into the file where this machine has it."""
+BATCHES_PACKAGES = {"libIPSec_MB.so.2": "libipsec-mb2", "libIPSec_MB.so.1": "libipsec-mb1"}
+LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 CHOSEN_LICENCES = {"pyroute2": ("LICENSE.Apache-2.0", "pyroute2 is offered under GPL-2.0-or-later or Apache-2.0; Calnet uses it under Apache-2.0.")}
 
 MAIN = """\
@@ -148,6 +152,8 @@ def main() -> int:
         inputs = inputs_hash(strip)
         if args.if_stale and built_from(args.output) == inputs:
             return 0
+        if batches_library() is None and os.uname().machine == "x86_64":
+            tell(f"without {BATCHES} (apt install libipsec-mb1, or libipsec-mb2): nodes use the slower way, unless they have it themselves")
         if strip is None and not args.no_strip:
             tell("strip is not there (apt install binutils): the file will be twice as large")
         write(args.output, collect(wheels(args.cache), strip, inputs))
@@ -186,7 +192,9 @@ def build_date() -> int:
 def inputs_hash(strip: str | None) -> str:
     """A hash over all that decides about the file's bytes."""
     about_strip = "none" if strip is None else subprocess.run([strip, "--version"], check=True, capture_output=True, text=True).stdout
-    digest = hashlib.sha256(f"{sys.version}\n{os.uname().machine}\n{build_date()}\n{about_strip}".encode())
+    library = batches_library()
+    about_batches = "none" if library is None else hashlib.sha256(library.read_bytes()).hexdigest()
+    digest = hashlib.sha256(f"{sys.version}\n{os.uname().machine}\n{build_date()}\n{about_strip}\n{about_batches}".encode())
     for path in [Path(__file__), LOCK, ROOT / "LICENSE", *own_files(), *pages()]:
         digest.update(f"\n{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
     return digest.hexdigest()
@@ -254,6 +262,7 @@ def collect(packages: list[Path], strip: str | None, inputs: str) -> dict[str, b
     tell(f"putting {len(packages)} packages together …")
     pure: dict[str, bytes] = {}
     native: dict[str, str] = {}
+    libraries: dict[str, str] = {}
     entries: dict[str, bytes] = {}
     for wheel in packages:
         for name, data in wanted(wheel):
@@ -265,6 +274,10 @@ def collect(packages: list[Path], strip: str | None, inputs: str) -> dict[str, b
                 pure[name] = REPLACED.get(name, data)
         entries[f"licenses/{wheel_title(wheel)}.txt"] = licence(wheel)
     licences = sorted(entry for entry in entries if entry.startswith("licenses/"))
+    if (library := batches_library()) is not None:
+        libraries[BATCHES] = f"native/{cache_tag()}-{os.uname().machine}/{BATCHES}.so"
+        entries[libraries[BATCHES]] = stripped(library.read_bytes(), strip)
+        entries[f"licenses/{BATCHES}.txt"] = library_licence(library)
     deps = f"deps/{cache_tag()}.zip"
     entries[deps] = zipped(pure | bytecode(pure, f"{SHOWN_AS}/deps"), compress=True)
     entries["licenses/calnet.txt"] = (ROOT / "LICENSE").read_bytes()
@@ -273,14 +286,30 @@ def collect(packages: list[Path], strip: str | None, inputs: str) -> dict[str, b
     index = {
         "build": build_id(entries),
         "inputs": inputs,
-        "targets": {target(): {"deps": deps, "native": dict(sorted(native.items()))}},
-        "sha256": {entry: hashlib.sha256(entries[entry]).hexdigest() for entry in sorted([deps, *native.values()])},
+        "targets": {target(): {"deps": deps, "native": dict(sorted(native.items())), "libraries": libraries}},
+        "sha256": {entry: hashlib.sha256(entries[entry]).hexdigest() for entry in sorted([deps, *native.values(), *libraries.values()])},
         "licenses": ["licenses/calnet.txt", *licences],
         "pages": sorted(entry for entry in entries if entry.startswith("man/")),
     }
     entries["index.json"] = json.dumps(index, indent=1, sort_keys=True).encode()
     start = {"__main__.py": MAIN.replace("{build}", str(index["build"])).encode()}
     return entries | start | bytecode(start, SHOWN_AS)
+
+
+def batches_library() -> Path | None:
+    """The system's library for batches, None where it has none (or not with its licence)."""
+    if os.uname().machine != "x86_64":
+        return None
+    found = [Path(folder) / name for name in BATCHES_PACKAGES for folder in LIBRARY_FOLDERS]
+    return next((path for path in found if path.is_file() and licence_of(path).is_file()), None)
+
+
+def licence_of(library: Path) -> Path:
+    return Path("/usr/share/doc") / BATCHES_PACKAGES[library.name] / "copyright"
+
+
+def library_licence(library: Path) -> bytes:
+    return f"{library.resolve().name}, as Debian's {BATCHES_PACKAGES[library.name]} has it.\n\n".encode() + licence_of(library).read_bytes()
 
 
 def wanted(wheel: Path) -> list[tuple[str, bytes]]:

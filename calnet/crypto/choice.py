@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,9 +25,9 @@ class Choice:
     by: dict[Aead, str]
 
 
-def load_library() -> Library | None:
-    """The library for batches, None where there is none that can be used."""
-    for name in NAMES:
+def load_library(names: Iterable[str] = NAMES) -> Library | None:
+    """The library for batches: the first of `names` (or paths) that can be used, None where there is none."""
+    for name in names:
         try:
             return Library(name)
         except LibraryError:

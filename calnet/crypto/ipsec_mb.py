@@ -19,8 +19,8 @@ import platform
 from array import array
 from typing import Any, Final, Protocol
 
-from calnet.crypto.aead import KEY_SIZE, NONCE_SIZE, TAG_SIZE, Aead, has_aead, new_cipher
-from calnet.crypto.batch import NONCE_START, NONCE_STEP, Places, PortableBatch
+from calnet.crypto.aead import KEY_SIZE, NONCE_SIZE, TAG_SIZE, Aead, has_aead
+from calnet.crypto.batch import NONCE_START, NONCE_STEP, Places, PortableBatch, portable_batch
 
 NAMES: Final = ("libIPSec_MB.so.2", "libIPSec_MB.so.1")
 MAX_BATCH: Final = 128
@@ -107,7 +107,7 @@ class Library:
         if len(key) != KEY_SIZE:
             raise ValueError("the key is not 32 bytes")
         held = ctypes.create_string_buffer(key, KEY_SIZE) if aead is Aead.CHACHA20_POLY1305 else self._expanded(key)
-        portable = PortableBatch(new_cipher(key, aead))
+        portable = portable_batch(key, aead)
         return LibraryBatch(self._calls[aead, _SEALING], self._calls[aead, _OPENING], held, self._tags, portable)
 
     def _manager(self) -> int:
@@ -137,7 +137,7 @@ class Library:
             if not has_aead(aead):
                 continue
             key = bytes(range(KEY_SIZE))
-            ours, theirs = self.new_batch(key, aead), PortableBatch(new_cipher(key, aead))
+            ours, theirs = self.new_batch(key, aead), portable_batch(key, aead)
             for length, last, first, count in ((1, 1, 0, 1), (80, 33, 3, 17), (1404, 1404, 0, 45), (1404, 700, 5, 64)):
                 texts = [_proving_places(length, first + count) for _ in range(2)]
                 ours.seal_all(texts[0], first, count, last)

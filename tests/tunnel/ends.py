@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from calnet.crypto.batch import NewBatch, portable_batch
 from calnet.model import Buffer, NodeId
 from calnet.tunnel.chunks import can_be_chunks
 from calnet.tunnel.inbound import Inbound
@@ -16,11 +17,15 @@ from calnet.wire.ip import parse_virtio
 from tests.ip_packets import cut
 
 
+new_batch: NewBatch = portable_batch
+"""What sessions of these tests do batches with; a fixture sets it."""
+
+
 def sessions(keys: tuple[bytes, bytes] = (b"a" * 32, b"b" * 32), indices: tuple[int, int] = (0xA0000001, 0xB0000002)) -> tuple[Session, Session]:
     """The initiator's and the responder's."""
     peer = TunnelPeer(TunnelPeerConfig(NodeId(1), bytes(32)))
-    one = Session(peer, local_index=indices[0], remote_index=indices[1], initiator=True, remote_static=bytes(32), keys=keys, now=5.0)
-    two = Session(peer, local_index=indices[1], remote_index=indices[0], initiator=False, remote_static=bytes(32), keys=keys[::-1], now=5.0)
+    one = Session(peer, local_index=indices[0], remote_index=indices[1], initiator=True, remote_static=bytes(32), keys=keys, now=5.0, new_batch=new_batch)
+    two = Session(peer, local_index=indices[1], remote_index=indices[0], initiator=False, remote_static=bytes(32), keys=keys[::-1], now=5.0, new_batch=new_batch)
     return one, two
 
 

@@ -9,7 +9,7 @@ The file's layout, as build_zipapp.py writes it: `calnet/…` (source and byteco
 `man/…`, `licenses/…`. The index:
 
     {"build": hash,
-     "targets": {"3.11-x86_64": {"deps": entry, "native": {module: entry}}}, "sha256": {entry: hash},
+     "targets": {"3.11-x86_64": {"deps": entry, "native": {module: entry}, "libraries": {name: entry}}}, "sha256": {entry: hash},
      "licenses": [entry, …], "pages": [entry, …]}
 """
 
@@ -93,6 +93,11 @@ class Bundle:
         native = self._target()["native"]
         return dict(native) if isinstance(native, dict) else {}
 
+    def libraries(self) -> dict[str, str]:
+        """{name: entry} of shared libraries that are no modules, but found as if they were (host/libraries.py)."""
+        libraries = self._target().get("libraries")
+        return dict(libraries) if isinstance(libraries, dict) else {}
+
     def deps_entry(self) -> str:
         """The zip of pure packages for this Python."""
         return str(self._target()["deps"])
@@ -108,7 +113,7 @@ class Bundle:
         place = place_for(self)
         self._import_through(archive.archive)
         sys.path.insert(1, place.put(self.deps_entry()))
-        sys.meta_path.insert(0, NativeModules(self.native_modules(), place))
+        sys.meta_path.insert(0, NativeModules(self.native_modules() | self.libraries(), place))
         self._active = True
 
     def _open(self) -> zipimporter:

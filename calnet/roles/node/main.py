@@ -128,6 +128,7 @@ def make_socket_directory(path: Path) -> None:
 
 async def _serve(settings: Settings) -> int:
     from calnet.crypto.choice import choose, load_library
+    from calnet.host.libraries import batch_libraries
     from calnet.host.local_socket import LocalRequest, serve_local
     from calnet.host.netlink import MARK, KernelNetwork
     from calnet.host.nft import KernelNftables
@@ -151,7 +152,7 @@ async def _serve(settings: Settings) -> int:
     with contextlib.closing(network):
         directory = StateDirectory(settings.state_dir, os.urandom)
         setup = HostSetup(directory, network, nft, nft, settings.tun)
-        choice = choose(time.perf_counter, load_library())
+        choice = choose(time.perf_counter, load_library(batch_libraries()))
         log.info("batches %s", " ".join(f"{aead.value}={by.replace(' ', '-')}" for aead, by in choice.by.items()))
         machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if choice.aes else ())))
         opener = engine_opener(

@@ -95,6 +95,25 @@ def _ciphers() -> None:
         raise SelftestError(f"{name} took a forged message")
 
 
+def _batches() -> str:
+    """Whole batches, sealed and opened; says by which library."""
+    from calnet.crypto.aead import Aead
+    from calnet.crypto.batch import NONCE_STEP, Places
+    from calnet.crypto.choice import choose, load_library
+    from calnet.host.libraries import batch_libraries
+
+    choice = choose(time.perf_counter, load_library(batch_libraries()))
+    for aead in choice.by:
+        buffer = memoryview(bytearray(TEXT * 40))
+        places = Places(buffer, memoryview(bytearray(NONCE_STEP * 8)), start=3, step=80, length=60, most=8)
+        cipher, before = choice.new_batch(bytes(32), aead), bytes(buffer[3:63])
+        cipher.seal_all(places, 0, 8, 50)
+        buffer[3 + 2 * 80] ^= 1
+        _need(buffer[3:63] != before and cipher.open_all(places, 0, 8, 50) == [2], f"batches of {aead.value} are not what they were")
+        _need(buffer[3:63] == before, f"batches of {aead.value} are not opened")
+    return ", ".join(f"{aead.value} by {by}" for aead, by in choice.by.items())
+
+
 def _keys() -> None:
     """X25519, from both sides."""
     from calnet.crypto.keys import PrivateKey
@@ -211,6 +230,7 @@ def _netlink() -> None:
 
 CHECKS: Final[dict[str, Check]] = {
     "ciphers": _ciphers,
+    "batches": _batches,
     "keys": _keys,
     "lmdb": _lmdb,
     "sqlite": _sqlite,

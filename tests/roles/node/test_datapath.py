@@ -964,3 +964,21 @@ def test_route_is_described() -> None:
     here = Endpoint("2001:db8::1", 5)
     routes = (Route(here, False), Route(here, True), Route(None, True), Route(None, False))
     assert [describe_route(route) for route in routes] == ["direct [2001:db8::1]:5", "direct [2001:db8::1]:5 and relay", "relay", "none"]
+
+
+def test_of_acknowledgements_that_wait_together_the_last_goes() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        way = ends(1, 2)
+        give(one, udp(b"first", way))
+        await world.passes()
+        acks = [tcp(b"", way, acknowledged=100 * k) for k in range(1, 30)]
+        other = [tcp(b"", way, ports=(5, 6), acknowledged=100 * k) for k in range(1, 5)]
+        doubled = [tcp(b"", way, acknowledged=2900)] * 3
+        for packet in (*acks, *doubled, udp(b"between", way), *other, tcp(b"data", way, acknowledged=5000)):
+            give(one, packet)
+        await world.passes()
+        assert two.packets()[1:] == [acks[-1], *doubled, udp(b"between", way), other[-1], tcp(b"data", way, acknowledged=5000)]
+        assert one.path.dropped == 0
+
+    play(scene)

@@ -1,0 +1,255 @@
+"""Batches: whatever does them, each message is what the AEAD of aead.py makes of it alone, and nothing else is touched."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calnet.crypto import choice, ipsec_mb
+from calnet.crypto.aead import Aead, open_sealed, seal
+from calnet.crypto.batch import NONCE_START, NONCE_STEP, NewBatch, Places, portable_batch
+from calnet.crypto.choice import choose, load_library
+from calnet.crypto.ipsec_mb import Library, LibraryError
+from tests import shared_vectors
+from tests.crypto.batches import WAYS, library, new_batch_by
+
+KEY = bytes(range(32))
+
+
+@pytest.fixture(params=WAYS, scope="module")
+def new_batch(request: pytest.FixtureRequest) -> NewBatch:
+    return new_batch_by(request.param)
+
+
+def _places(start: int, gap: int, length: int, most: int, seed: int = 1, after: int = 0) -> Places:
+    draw = random.Random(seed)
+    step = length + 16 + gap
+    size = start + (most - 1) * step + length + 16 + after
+    buffer, nonces = memoryview(bytearray(draw.randbytes(size))), memoryview(bytearray(draw.randbytes(NONCE_STEP * (most + 1))))
+    return Places(buffer, nonces, start=start, step=step, length=length, most=most)
+
+
+shapes = st.tuples(st.integers(0, 40), st.integers(0, 40), st.sampled_from([1, 15, 16, 17, 63, 64, 100, 255, 1024, 1392, 1420]), st.integers(1, 70))
+
+
+@settings(max_examples=120, deadline=None)
+@given(shape=shapes, aead=st.sampled_from(Aead), data=st.data())
+def test_batch_is_what_its_messages_are_alone_and_nothing_else_changes(new_batch: NewBatch, shape: tuple[int, int, int, int], aead: Aead, data: st.DataObject) -> None:
+    places = _places(*shape, seed=data.draw(st.integers(0, 9)))
+    first = data.draw(st.integers(0, places.most - 1))
+    count = data.draw(st.integers(1, places.most - first))
+    last = data.draw(st.integers(0, places.length))
+    before = bytes(places.buffer)
+    cipher = new_batch(KEY, aead)
+    cipher.seal_all(places, first, count, last)
+    expected = bytearray(before)
+    for k in range(first, first + count):
+        at, length = places.start + k * places.step, last if k == first + count - 1 else places.length
+        nonce = bytes(places.nonces[k * NONCE_STEP + NONCE_START : (k + 1) * NONCE_STEP])
+        expected[at : at + length + 16] = seal(KEY, nonce, before[at : at + length], aead=aead)
+    assert places.buffer == expected
+    assert cipher.open_all(places, first, count, last) == []
+    for k in range(first, first + count):  # what is left of the tags
+        at = places.start + k * places.step + (last if k == first + count - 1 else places.length)
+        assert places.buffer[at : at + 16] == expected[at : at + 16]
+        expected[at : at + 16] = before[at : at + 16]
+        places.buffer[at : at + 16] = before[at : at + 16]
+    assert places.buffer == before
+
+
+@settings(max_examples=120, deadline=None)
+@given(shape=shapes, aead=st.sampled_from(Aead), data=st.data())
+def test_changed_message_is_found_and_costs_no_other(new_batch: NewBatch, shape: tuple[int, int, int, int], aead: Aead, data: st.DataObject) -> None:
+    places = _places(*shape)
+    last = data.draw(st.integers(0, places.length))
+    before = bytes(places.buffer)
+    cipher = new_batch(KEY, aead)
+    cipher.seal_all(places, 0, places.most, last)
+    changed = data.draw(st.sets(st.integers(0, places.most - 1)))
+    for k in changed:
+        length = last if k == places.most - 1 else places.length
+        bit = data.draw(st.integers(0, (length + 16) * 8 - 1))
+        places.buffer[places.start + k * places.step + bit // 8] ^= 1 << bit % 8
+    assert cipher.open_all(places, 0, places.most, last) == sorted(changed)
+    for k in set(range(places.most)) - changed:
+        at, length = places.start + k * places.step, last if k == places.most - 1 else places.length
+        assert places.buffer[at : at + length] == before[at : at + length]
+
+
+def test_wrong_key_and_wrong_nonce_open_nothing(new_batch: NewBatch) -> None:
+    for aead in Aead:
+        places = _places(16, 16, 100, 9)
+        new_batch(KEY, aead).seal_all(places, 0, 9, 100)
+        kept = bytes(places.buffer)
+        assert new_batch(bytes(32), aead).open_all(places, 0, 9, 100) == list(range(9))
+        places.buffer[:] = kept
+        places.nonces[3 * NONCE_STEP + NONCE_START] ^= 1
+        assert new_batch(KEY, aead).open_all(places, 0, 9, 100) == [3]
+
+
+def test_many_ciphers_take_turns(new_batch: NewBatch) -> None:
+    """Under other keys, with other places, both ways: nothing of one batch is left for the next."""
+    draw = random.Random(4)
+    ciphers = [(aead, key, new_batch(key, aead)) for aead in Aead for key in (draw.randbytes(32) for _ in range(3))]
+    kept = [_places(16, 16, length, most, seed) for seed, (length, most) in enumerate([(1392, 45), (80, 64), (1392, 20), (576, 33)])]
+    for _ in range(200):
+        aead, key, cipher = draw.choice(ciphers)
+        places = draw.choice(kept)
+        first = draw.randrange(places.most)
+        count = draw.randint(1, places.most - first)
+        last = draw.randint(1, places.length)
+        before = bytes(places.buffer)
+        cipher.seal_all(places, first, count, last)
+        k = draw.randrange(first, first + count)
+        at, length = places.start + k * places.step, last if k == first + count - 1 else places.length
+        nonce = bytes(places.nonces[k * NONCE_STEP + NONCE_START : (k + 1) * NONCE_STEP])
+        assert open_sealed(key, nonce, bytes(places.buffer[at : at + length + 16]), aead=aead) == before[at : at + length]
+        assert cipher.open_all(places, first, count, last) == []
+
+
+def test_wycheproof_vectors_in_a_batch(new_batch: NewBatch) -> None:
+    checked = 0
+    for group in shared_vectors.load("wycheproof/chacha20_poly1305_test.json")["testGroups"]:
+        for case in group["tests"]:
+            key, nonce, extra, message, sealed, tag = (bytes.fromhex(case[field]) for field in ("key", "iv", "aad", "msg", "ct", "tag"))
+            if extra or not message or len(nonce) != 12 or len(key) != 32 or case["result"] != "valid":
+                continue
+            places = _places(0, 0, len(message), 5)
+            for k in range(5):
+                places.nonces[k * NONCE_STEP + NONCE_START : (k + 1) * NONCE_STEP] = nonce
+                places.buffer[k * places.step : k * places.step + len(message)] = message
+            new_batch(key, Aead.CHACHA20_POLY1305).seal_all(places, 0, 5, len(message))
+            assert places.buffer == (sealed + tag) * 5
+            checked += 1
+    assert checked == 44
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start": -1},
+        {"step": 115},
+        {"length": -1},
+        {"most": 0},
+        {"most": 10},
+        {"start": 17},
+        {"length": 101},
+    ],
+)
+def test_places_outside_their_buffer_can_not_be_made(wrong: dict[str, int]) -> None:
+    fits = {"start": 16, "step": 132, "length": 100, "most": 9}
+    buffer, nonces = memoryview(bytearray(16 + 8 * 132 + 116)), memoryview(bytearray(9 * NONCE_STEP))
+    Places(buffer, nonces, **fits)
+    with pytest.raises(ValueError, match="messages"):
+        Places(buffer, nonces, **{**fits, **wrong})
+    with pytest.raises(ValueError, match="outside"):
+        Places(memoryview(bytes(buffer)), nonces, **fits)
+    with pytest.raises(ValueError, match="outside"):
+        Places(buffer, nonces[:-1], **fits)
+
+
+@pytest.mark.parametrize(("first", "count", "last"), [(-1, 2, 10), (0, 0, 10), (0, 11, 10), (9, 2, 60), (0, 5, -1), (0, 5, 101), (10, 1, 10)])
+def test_messages_that_are_not_there_are_refused(new_batch: NewBatch, first: int, count: int, last: int) -> None:
+    places = _places(16, 16, 100, 9, after=16 + 50 + 16)
+    cipher = new_batch(KEY, Aead.CHACHA20_POLY1305)
+    before = bytes(places.buffer)
+    for work in (cipher.seal_all, cipher.open_all):
+        with pytest.raises(ValueError, match=r"no such messages|outside"):
+            work(places, first, count, last)
+    assert places.buffer == before
+
+
+def test_shorter_message_behind_the_full_ones_is_one_more(new_batch: NewBatch) -> None:
+    places = _places(16, 16, 100, 9, after=16 + 50 + 16)
+    cipher = new_batch(KEY, Aead.AES_256_GCM)
+    before = bytes(places.buffer)
+    cipher.seal_all(places, 0, 10, 50)
+    assert cipher.open_all(places, 0, 10, 50) == []
+    at = 16 + 9 * places.step
+    assert places.buffer[at : at + 50] == before[at : at + 50]
+
+
+def test_key_of_another_length_is_refused(new_batch: NewBatch) -> None:
+    for aead in Aead:
+        with pytest.raises(ValueError, match=r"32 bytes"):
+            new_batch(bytes(31), aead)
+
+
+def test_library_that_is_not_there_or_no_library_is_named_as_the_reason(tmp_path: object) -> None:
+    with pytest.raises(LibraryError, match=r"libNone\.so"):
+        Library("libNone.so")
+    with pytest.raises(LibraryError, match="imb_get_version"):
+        Library("libc.so.6")
+    assert load_library(["libNone.so", "libc.so.6"]) is None
+
+
+def test_library_is_for_one_kind_of_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec_mb.platform, "machine", lambda: "aarch64")
+    with pytest.raises(LibraryError, match="aarch64"):
+        Library("libIPSec_MB.so.1")
+
+
+def test_library_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a version that keeps its jobs in another way would."""
+    if library() is None:
+        pytest.skip("libIPSec_MB is not here")
+    monkeypatch.setattr(ipsec_mb, "portable_batch", lambda key, aead: portable_batch(bytes(32), aead))
+    with pytest.raises(LibraryError, match="computes"):
+        for name in ipsec_mb.NAMES:
+            try:
+                Library(name)
+            except LibraryError as error:
+                if "computes" in str(error):
+                    raise
+
+
+class Charged:
+    """A clock that only `Slow` moves on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("chacha", "aes", "expected", "by_library"),
+    [(1.0, 0.5, True, True), (1.0, 0.95, False, True), (1.0, 2.0, False, True), (3.0, 0.5, True, False)],
+)
+def test_measured_choice_takes_what_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, chacha: float, aes: float, expected: bool, by_library: bool
+) -> None:
+    clock = Charged()
+
+    def costing(times: dict[Aead, float]) -> NewBatch:
+        class Slow:
+            def __init__(self, aead: Aead) -> None:
+                self.aead = aead
+
+            def seal_all(self, places: Places, first: int, count: int, last: int) -> None:
+                clock.now += times[self.aead]
+
+            def open_all(self, places: Places, first: int, count: int, last: int) -> list[int]:
+                raise AssertionError
+
+        return lambda key, aead: Slow(aead)
+
+    class Loaded:
+        version = "9.9"
+        new_batch = staticmethod(costing({Aead.CHACHA20_POLY1305: chacha, Aead.AES_256_GCM: aes}))
+
+    monkeypatch.setattr(choice, "portable_batch", costing({Aead.CHACHA20_POLY1305: 2.0, Aead.AES_256_GCM: 2.0}))
+    chosen = choose(clock, Loaded())  # type: ignore[arg-type]
+    assert chosen.aes is expected
+    assert chosen.by[Aead.CHACHA20_POLY1305] == ("ipsec-mb 9.9" if by_library else "cryptography")
+    assert chosen.by[Aead.AES_256_GCM] == ("ipsec-mb 9.9" if aes <= 1.8 else "cryptography")
+
+
+def test_without_the_library_the_other_way_is_taken() -> None:
+    chosen = choose(lambda: 0.0, None)
+    assert set(chosen.by.values()) == {"cryptography"}
+    assert isinstance(chosen.new_batch(KEY, Aead.AES_256_GCM), type(portable_batch(KEY, Aead.AES_256_GCM)))
