@@ -44,7 +44,7 @@ def choose(clock: Callable[[], float], library: Library | None) -> Choice:
     best = _measure(clock, tried)
     chosen = {}
     for aead in {aead for aead, _ in tried}:
-        fastest = min(makers, key=lambda by: best[aead, by])  # noqa: B023  used at once
+        fastest = min(makers, key=lambda by: best[aead, by])
         chosen[aead] = fastest if best[aead, fastest] <= _CLEARLY * best[aead, "cryptography"] else "cryptography"
     times = {aead: best[aead, by] for aead, by in chosen.items()}
     aes = Aead.AES_256_GCM in times and times[Aead.AES_256_GCM] <= _CLEARLY * times[Aead.CHACHA20_POLY1305]

@@ -98,8 +98,10 @@ class Library:
         self._calls: dict[tuple[Aead, int], _Call] = {}
         for aead in Aead:
             for direction in (_SEALING, _OPENING):
-                call: _Call = _QuicCall(self._library, manager, aead, direction, self._tags) if self._quic else _Ring(self._manager(), aead, direction, self._tags)
-                self._calls[aead, direction] = call
+                if self._quic:
+                    self._calls[aead, direction] = _QuicCall(self._library, manager, aead, direction, self._tags)
+                else:
+                    self._calls[aead, direction] = _Ring(self._manager(), aead, direction, self._tags)
         self._prove()
 
     def new_batch(self, key: bytes, aead: Aead) -> LibraryBatch:
@@ -251,7 +253,8 @@ class _Ring:
     """Where the manager keeps its function that takes a burst of jobs without looking whether they make sense."""
     SIZE: Final = 200
     STEP: Final = SIZE // 8
-    SEAL_KEY, OPEN_KEY, KEY_LENGTH, SOURCE, TARGET, START, LENGTH, HASH_START, HASH_LENGTH, NONCE, NONCE_LENGTH, TAG, TAG_LENGTH, EXTRA, EXTRA_LENGTH = range(15)
+    SEAL_KEY, OPEN_KEY, KEY_LENGTH, SOURCE, TARGET, START, LENGTH = range(7)
+    HASH_START, HASH_LENGTH, NONCE, NONCE_LENGTH, TAG, TAG_LENGTH, EXTRA, EXTRA_LENGTH = range(7, 15)
     MODE, DIRECTION, HASH, ORDER = 33, 34, 35, 36
     """In 4 bytes."""
     ALGORITHMS: Final = {Aead.CHACHA20_POLY1305: (19, 29), Aead.AES_256_GCM: (5, 9)}
@@ -288,7 +291,13 @@ class _Ring:
         if places is not self._places or first != self._first or count > self._filled:
             self._places, self._first, self._filled = places, first, count
             at = _addresses(places)
-            for place, values in ((self.SOURCE, at.texts), (self.TARGET, at.texts), (self.LENGTH, at.lengths), (self.HASH_LENGTH, at.lengths), (self.NONCE, at.nonces)):
+            for place, values in (
+                (self.SOURCE, at.texts),
+                (self.TARGET, at.texts),
+                (self.LENGTH, at.lengths),
+                (self.HASH_LENGTH, at.lengths),
+                (self.NONCE, at.nonces),
+            ):
                 self._fill(place, values, count, first)
             if not self._opening:
                 self._fill(self.TAG, at.tags, count, first)

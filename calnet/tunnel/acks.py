@@ -62,8 +62,8 @@ def bare_ack(packet: memoryview) -> BareAck | None:
         alone = packet[0] == 0x45 and packet[9] == Protocol.TCP and packet[2] << 8 | packet[3] == len(packet) and not (packet[6] & 0x3F or packet[7])
     else:
         alone = packet[0] >> 4 == 6 and packet[6] == Protocol.TCP and packet[4] << 8 | packet[5] == len(packet) - start
-    options = packet[start + TCP_HEADER_SIZE :]
-    if not alone or (options and options[: len(_TIMESTAMPS)] != _TIMESTAMPS):
+    options = bytes(packet[start + TCP_HEADER_SIZE :])
+    if not alone or (options and not options.startswith(_TIMESTAMPS)):
         return None
     return BareAck(int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
 

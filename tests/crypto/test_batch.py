@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 
 import pytest
@@ -37,7 +38,9 @@ shapes = st.tuples(st.integers(0, 40), st.integers(0, 40), st.sampled_from([1, 1
 
 @settings(max_examples=120, deadline=None)
 @given(shape=shapes, aead=st.sampled_from(Aead), data=st.data())
-def test_batch_is_what_its_messages_are_alone_and_nothing_else_changes(new_batch: NewBatch, shape: tuple[int, int, int, int], aead: Aead, data: st.DataObject) -> None:
+def test_batch_is_what_its_messages_are_alone_and_nothing_else_changes(
+    new_batch: NewBatch, shape: tuple[int, int, int, int], aead: Aead, data: st.DataObject
+) -> None:
     places = _places(*shape, seed=data.draw(st.integers(0, 9)))
     first = data.draw(st.integers(0, places.most - 1))
     count = data.draw(st.integers(1, places.most - first))
@@ -187,7 +190,7 @@ def test_library_that_is_not_there_or_no_library_is_named_as_the_reason(tmp_path
 
 
 def test_library_is_for_one_kind_of_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ipsec_mb.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(LibraryError, match="aarch64"):
         Library("libIPSec_MB.so.1")
 
@@ -197,13 +200,12 @@ def test_library_that_computes_otherwise_is_not_used(monkeypatch: pytest.MonkeyP
     if library() is None:
         pytest.skip("libIPSec_MB is not here")
     monkeypatch.setattr(ipsec_mb, "portable_batch", lambda key, aead: portable_batch(bytes(32), aead))
-    with pytest.raises(LibraryError, match="computes"):
-        for name in ipsec_mb.NAMES:
-            try:
-                Library(name)
-            except LibraryError as error:
-                if "computes" in str(error):
-                    raise
+    refusals = []
+    for name in ipsec_mb.NAMES:
+        with pytest.raises(LibraryError) as refused:
+            Library(name)
+        refusals.append(str(refused.value))
+    assert any("computes" in refusal for refusal in refusals)
 
 
 class Charged:
@@ -220,9 +222,7 @@ class Charged:
     ("chacha", "aes", "expected", "by_library"),
     [(1.0, 0.5, True, True), (1.0, 0.95, False, True), (1.0, 2.0, False, True), (3.0, 0.5, True, False)],
 )
-def test_measured_choice_takes_what_is_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, chacha: float, aes: float, expected: bool, by_library: bool
-) -> None:
+def test_measured_choice_takes_what_is_clearly_faster(monkeypatch: pytest.MonkeyPatch, chacha: float, aes: float, expected: bool, by_library: bool) -> None:
     clock = Charged()
 
     def costing(times: dict[Aead, float]) -> NewBatch:

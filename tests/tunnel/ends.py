@@ -16,7 +16,6 @@ from calnet.tunnel.session import Session
 from calnet.wire.ip import parse_virtio
 from tests.ip_packets import cut
 
-
 new_batch: NewBatch = portable_batch
 """What sessions of these tests do batches with; a fixture sets it."""
 
@@ -25,7 +24,9 @@ def sessions(keys: tuple[bytes, bytes] = (b"a" * 32, b"b" * 32), indices: tuple[
     """The initiator's and the responder's."""
     peer = TunnelPeer(TunnelPeerConfig(NodeId(1), bytes(32)))
     one = Session(peer, local_index=indices[0], remote_index=indices[1], initiator=True, remote_static=bytes(32), keys=keys, now=5.0, new_batch=new_batch)
-    two = Session(peer, local_index=indices[1], remote_index=indices[0], initiator=False, remote_static=bytes(32), keys=keys[::-1], now=5.0, new_batch=new_batch)
+    two = Session(
+        peer, local_index=indices[1], remote_index=indices[0], initiator=False, remote_static=bytes(32), keys=keys[::-1], now=5.0, new_batch=new_batch
+    )
     return one, two
 
 

@@ -702,7 +702,7 @@ class DataPath:
         self._got_data = self._got_data or data
 
     def _account_received(self) -> None:
-        """Tell tunnel and paths what was opened since the last time, as `_account_sent`; and before a probe that came behind it, which may ask how much came."""
+        """Tell tunnel and paths what was opened since the last time, as `_account_sent`, and before each probe: it may ask how much came before it."""
         session, self._got_by = self._got_by, None
         if session is not None:
             self._effects += self._tunnel.data_received(session, self._got_from, self._now, self._wall(), self._got_bytes, self._got_data)

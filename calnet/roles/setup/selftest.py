@@ -97,7 +97,6 @@ def _ciphers() -> None:
 
 def _batches() -> str:
     """Whole batches, sealed and opened; says by which library."""
-    from calnet.crypto.aead import Aead
     from calnet.crypto.batch import NONCE_STEP, Places
     from calnet.crypto.choice import choose, load_library
     from calnet.host.libraries import batch_libraries
