@@ -65,13 +65,9 @@ def bare_ack(packet: memoryview) -> BareAck | None:
     options = bytes(packet[start + TCP_HEADER_SIZE :])
     if not alone or (options and not options.startswith(_TIMESTAMPS)):
         return None
-    return BareAck(int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
+    return BareAck(len(packet) << LONGEST * 8 | int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
 
 
-def supersedes(packet: memoryview, ack: BareAck) -> BareAck | None:
-    """What the packet acknowledges, if it is a bare acknowledgement that makes `ack`, of a packet of its length, needless."""
-    start, _, mask = _MASKS[len(packet)]
-    if int.from_bytes(packet, "big") & mask != ack.common:
-        return None
-    acknowledged = int.from_bytes(packet[start + 8 : start + 12], "big")
-    return BareAck(ack.common, acknowledged) if 0 < (acknowledged - ack.acknowledged & _MASK32) < _HALF else None
+def supersedes(later: BareAck, earlier: BareAck) -> bool:
+    """Whether one makes the other needless: it acknowledges more, and they are alike otherwise."""
+    return later.common == earlier.common and 0 < (later.acknowledged - earlier.acknowledged & _MASK32) < _HALF

@@ -134,7 +134,7 @@ class Inbound:
         step = size // 4
         end, words = (count - 1) * step + 1, self._words
         lower, upper = words[2 : end + 2 : step].tolist(), words[3 : end + 3 : step].tolist()
-        if any(upper):
+        if upper.count(0) != count:
             lower = [high << 32 | low for low, high in zip(lower, upper, strict=True)]
         return words[:end:step].tolist(), words[1 : end + 1 : step].tolist(), lower
 

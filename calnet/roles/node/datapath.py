@@ -108,6 +108,8 @@ SLOT: Final = 2048
 """Bytes of a packet that may be joined to others, its virtio header included."""
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
+MAX_FLOWS: Final = 256
+"""Flows of which that is kept."""
 LEFT: Final = -1
 """The number of a UDP port that was ours until a moment ago…"""
 LEFT_S: Final = 3.0
@@ -189,7 +191,9 @@ class DataPath:
         """Sockets whose turn comes again, each once."""
         self._came_alone = False
         """The TUN had one packet the last time: the next one leaves before it is asked whether there are more."""
-        self._accepted: tuple[Session, bytes] | None = None
+        self._sent_flows: dict[bytes, Session] = {}
+        self._accepted: set[tuple[Session, bytes]] = set()
+        """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
         self.path_changes: Counter[str] = Counter()
         """By what they changed to: direct, relay, both, none."""
@@ -432,8 +436,8 @@ class DataPath:
                 ack = bare_ack(self._outbound.plain[START:length]) if several and self._vnet and length <= LONGEST + START else None
                 flow = self._joinable(length) if several and ack is None else None
                 if ack is not None:
-                    length, left_out = self._take_acks(length, ack)
-                    count += left_out // 4
+                    length, read_too = self._take_acks(length, ack)
+                    count += read_too // 4  # they cost so much less than others
                 elif flow is not None:
                     length, joined = self._take_run(length, flow)
                     count += joined // 4  # they cost so much less than others
@@ -483,19 +487,33 @@ class DataPath:
         return following, joined
 
     def _take_acks(self, length: int, ack: BareAck) -> tuple[int, int]:
-        """Take the bare acknowledgement just read, or the last of those behind it that make it needless. Returns the length of the packet that came then (0:
-        none came), and how many were left out."""
+        """Take the bare acknowledgement just read and those behind it, but those that a later one makes needless. Returns the length of the packet that came
+        then and is none (0: none came), and how many were read."""
         plain, (slot, _) = self._outbound.plain, self._slot
-        read, packet, left_out, following = self._tun.read_parts, self._slot[0][START:length], 0, 0
-        while left_out < READ_BATCH and (following := read(self._slot)) == length and (later := supersedes(packet, ack)) is not None:
-            plain[:length] = slot[:length]
-            ack, following = later, 0
-            left_out += 1
-        self._take(length)
+        read, waiting = self._tun.read_parts, {ack.common: (ack, bytes(plain[:length]))}
+        count, following = 1, 0
+        while count < READ_BATCH:
+            following = read(self._slot)
+            later = bare_ack(slot[START:following]) if 0 < following <= LONGEST + START else None
+            if later is None:
+                break
+            known = waiting.get(later.common)
+            if known is not None and not supersedes(later, known[0]):
+                self._take_all(waiting)
+            waiting[later.common] = later, bytes(slot[:following])
+            count += 1
+            following = 0
+        self._take_all(waiting)
         self._move_slot(following)
-        if left_out == READ_BATCH and not self._sender.full:
+        if count == READ_BATCH and not self._sender.full:
             following = self._tun.read_into(self._read_buffer)
-        return following, left_out
+        return following, count
+
+    def _take_all(self, waiting: dict[int, tuple[BareAck, bytes]]) -> None:
+        for _, packet in waiting.values():
+            self._outbound.plain[: len(packet)] = packet
+            self._take(len(packet))
+        waiting.clear()
 
     def _move_slot(self, length: int) -> None:
         """What was read to the slot, `length` bytes, is the next packet to be taken."""
@@ -508,11 +526,14 @@ class DataPath:
         """The packet at `plain[START:end]`, its virtio header (where the device has them) before it. `shape`: it is the first of several joined ones."""
         packet = self._outbound.plain[START:end]
         flow = flow_key(packet)
-        if flow is not None and flow == self._sent_flow:
-            session = self._sent_session
-        else:
+        session = None if flow is None else self._sent_flows.get(flow)
+        if session is None:
             session = self._session_for(packet, end)
-            self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
+            if session is not None and flow is not None:
+                if len(self._sent_flows) >= MAX_FLOWS:
+                    self._sent_flows.clear()
+                self._sent_flows[flow] = session
+        self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
         if session is None:
             return
         try:
@@ -715,7 +736,7 @@ class DataPath:
         flow = flow_key(packet)
         if flow is None:
             return False
-        if self._accepted == (session, flow):
+        if (session, flow) in self._accepted:
             return True
         source = source_of(packet)
         if not is_usable_source(source) or not self._tunnel.owns(session.peer, source) or self._local.lookup(destination_of(packet)) is None:
@@ -728,7 +749,9 @@ class DataPath:
             if answer is not None:
                 self._answers.append(answer)
             return False
-        self._accepted = session, flow
+        if len(self._accepted) >= MAX_FLOWS:
+            self._accepted.clear()
+        self._accepted.add((session, flow))
         return True
 
     def _rejection(self, packet: memoryview) -> bytes | None:
@@ -740,7 +763,7 @@ class DataPath:
             packet = bytes(START) + self._answers.popleft()
             self._outbound.plain[: len(packet)] = packet
             self._take(len(packet))
-            self._sent_flow = self._sent_session = None  # a reset says nothing of what this host sends in its flow
+            self._forget_flows()  # a reset says nothing of what this host sends in its flow
 
     def _not_data(self, datagram: memoryview) -> None:
         self._account_received()
@@ -768,7 +791,9 @@ class DataPath:
             self._reuse_until = self._now + REUSE_S
 
     def _forget_flows(self) -> None:
-        self._sent_flow = self._sent_session = self._accepted = None
+        self._sent_flow = self._sent_session = None
+        self._sent_flows.clear()
+        self._accepted.clear()
 
     def _settle(self, *, flowing: bool = False) -> None:
         """Every call from outside ends so; `flowing` as in `_begin`. A call that the host makes while it is told something is settled by the one that told

@@ -973,12 +973,21 @@ def test_of_acknowledgements_that_wait_together_the_last_goes() -> None:
         give(one, udp(b"first", way))
         await world.passes()
         acks = [tcp(b"", way, acknowledged=100 * k) for k in range(1, 30)]
-        other = [tcp(b"", way, ports=(5, 6), acknowledged=100 * k) for k in range(1, 5)]
+        others = [tcp(b"", way, ports=(5, 6), acknowledged=100 * k) for k in range(1, 30)]
+        six = [tcp(b"", ends(1, 2, six=True), acknowledged=100 * k) for k in range(1, 30)]
+        for three in zip(acks, others, six, strict=True):
+            for packet in three:
+                give(one, packet)
+        await world.passes()
+        came = two.packets()[1:]
+        assert set(came[-3:]) == {acks[-1], others[-1], six[-1]}
+        assert len(came) == 6, "two turns of the data path, in each the last one of each flow"
         doubled = [tcp(b"", way, acknowledged=2900)] * 3
-        for packet in (*acks, *doubled, udp(b"between", way), *other, tcp(b"data", way, acknowledged=5000)):
+        data = tcp(b"data", way, acknowledged=3000)
+        for packet in (*doubled, udp(b"between", way), tcp(b"", way, acknowledged=2950), data, tcp(b"", way, acknowledged=3100)):
             give(one, packet)
         await world.passes()
-        assert two.packets()[1:] == [acks[-1], *doubled, udp(b"between", way), other[-1], tcp(b"data", way, acknowledged=5000)]
+        assert two.packets()[7:] == [*doubled, udp(b"between", way), tcp(b"", way, acknowledged=2950), data, tcp(b"", way, acknowledged=3100)]
         assert one.path.dropped == 0
 
     play(scene)
