@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from calnet.tunnel.streams import TCP_SIZE, TIMESTAMPS
 from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, Protocol
 
-_TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
-"""NOP, NOP, kind 8, length 10 (RFC 7323, appendix A)."""
-_TIMESTAMPS_SIZE: Final = 12
 _HALF: Final = 1 << 31
 _MASK32: Final = 0xFFFFFFFF
 
@@ -35,7 +33,7 @@ def _mask(ip_header: int, size: int) -> int:
         kept[4:6] = kept[10:12] = bytes(2)
     for start, length in ((8, 4), (14, 2), (TCP_CHECKSUM_OFFSET, 2)):
         kept[ip_header + start : ip_header + start + length] = bytes(length)
-    options = ip_header + TCP_HEADER_SIZE + len(_TIMESTAMPS)
+    options = ip_header + TCP_HEADER_SIZE + len(TIMESTAMPS)
     kept[options:] = bytes(size - options) if size > options else b""
     return int.from_bytes(kept, "big")
 
@@ -43,7 +41,7 @@ def _mask(ip_header: int, size: int) -> int:
 _MASKS: Final = {
     ip_header + TCP_HEADER_SIZE + options: (ip_header, (TCP_HEADER_SIZE + options) << 2, _mask(ip_header, ip_header + TCP_HEADER_SIZE + options))
     for ip_header in (IPV4_HEADER_SIZE, IPV6_HEADER_SIZE)
-    for options in (0, _TIMESTAMPS_SIZE)
+    for options in (0, TCP_SIZE - TCP_HEADER_SIZE)
 }
 """By the packet's length: where TCP begins, its data offset byte, and the bits that have to be alike."""
 LONGEST: Final = max(_MASKS)
@@ -63,7 +61,7 @@ def bare_ack(packet: memoryview) -> BareAck | None:
     else:
         alone = packet[0] >> 4 == 6 and packet[6] == Protocol.TCP and packet[4] << 8 | packet[5] == len(packet) - start
     options = bytes(packet[start + TCP_HEADER_SIZE :])
-    if not alone or (options and not options.startswith(_TIMESTAMPS)):
+    if not alone or (options and not options.startswith(TIMESTAMPS)):
         return None
     return BareAck(len(packet) << LONGEST * 8 | int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
 

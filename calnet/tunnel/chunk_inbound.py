@@ -20,12 +20,16 @@ from calnet.tunnel.chunks import Announced, Shape, announced, move_on, shape_of
 from calnet.tunnel.coalesce import complete
 from calnet.tunnel.segment import finish_checksum
 from calnet.tunnel.session import Session
-from calnet.wire.ip import VIRTIO_HEADER_SIZE, parse_virtio
+from calnet.tunnel.streams import TCP_SIZE, mask_of
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol, parse_virtio
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
 
 BUFFER_SIZE: Final = 65536
 _MAX_PACKET: Final = 65535
 _MAX_SHAPES: Final = 32
+_MAX_STREAMS: Final = 256
+_MASKS: Final = {ip_header + TCP_SIZE: mask_of(ip_header, length=True) for ip_header in (IPV4_HEADER_SIZE, IPV6_HEADER_SIZE)}
+"""What trailers of one stream have in common, by their length."""
 _MAX_KEPT: Final = 128
 """Datagrams that a batch holds at most (inbound.py gives no longer one)."""
 
@@ -47,6 +51,12 @@ class ChunkInbound:
         self._nonce_words, self._nonce_halves = self._nonces.cast("Q"), self._nonces.cast("I")
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
+        self._streams: dict[tuple[Session, int], Shape] = {}
+        """Streams that `accept` has allowed, by what their trailers have in common."""
+
+    def forget_streams(self) -> None:
+        """`accept` is asked anew for each stream."""
+        self._streams.clear()
 
     def receive(self, session: Session, start: int, end: int, size: int, word: int, counters: list[int]) -> int:
         """Take the chunks in `buffer[start:end]`, `size` bytes each, the last perhaps shorter; `word` begins each of them, `counters` follow one another.
@@ -110,7 +120,9 @@ class ChunkInbound:
         chunk = size - TRANSPORT_OVERHEAD - said.header
         begin, stop = start + (count - 1) * size + TRANSPORT_HEADER_SIZE, end - TAG_SIZE - said.header
         header = bytearray(self._buffer[stop : stop + said.header])
-        shape, last = shape_of(header), said.number + count == said.chunks
+        stream = (session, int.from_bytes(header, "big") & mask) if (mask := _MASKS.get(said.header, 0)) else None
+        known = self._streams.get(stream) if stream is not None else None
+        shape, last = known or shape_of(header), said.number + count == said.chunks
         shorter = stop - begin < chunk if count > 1 else shape is not None and chunk < shape.size
         if shape is None or (shorter and not last) or (shape.size != chunk and not (count == 1 and shorter)):
             return False
@@ -120,8 +132,15 @@ class ChunkInbound:
             payloads = [*self._payloads_for(size, chunk)[first : first + count - 1], *payloads]
             if shape.protocol not in self._joined:
                 return self._deliver_each(session, header, said, shape, payloads)
-        move_on(header, shape, said.number, last=last)
-        return self._write_packet(session, header, shape, payloads, (count - 1) * chunk + stop - begin)
+        if said.number or not last:
+            move_on(header, shape, said.number, last=last)
+        if not self._write_packet(session, header, shape, payloads, (count - 1) * chunk + stop - begin, accepted=known is not None):
+            return False
+        if known is None and stream is not None and shape.protocol == Protocol.TCP:
+            if len(self._streams) >= _MAX_STREAMS:
+                self._streams.clear()
+            self._streams[stream] = shape
+        return True
 
     def _deliver_each(self, session: Session, header: bytearray, said: Announced, shape: Shape, payloads: list[Buffer]) -> bool:
         """Without offload each chunk is a packet of its own."""
@@ -132,10 +151,10 @@ class ChunkInbound:
                 return False
         return True
 
-    def _write_packet(self, session: Session, header: bytearray, shape: Shape, payloads: list[Buffer], length: int) -> bool:
+    def _write_packet(self, session: Session, header: bytearray, shape: Shape, payloads: list[Buffer], length: int, *, accepted: bool = False) -> bool:
         """Write the packet of this header and `length` bytes of payload."""
         whole = complete(header, shape.version, shape.protocol, shape.ip_header, shape.size, len(header) + length)
-        if not self._accept(session, _beginning(whole, shape, payloads[0])):
+        if not accepted and not self._accept(session, _beginning(whole, shape, payloads[0])):
             return False
         if self._vnet:
             self._write([whole, *payloads])

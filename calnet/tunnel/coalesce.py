@@ -29,7 +29,6 @@ from calnet.wire.ip import (
     VIRTIO_HEADER,
     GsoType,
     Protocol,
-    checksum,
     partial_checksum,
     pseudo_sum,
 )
@@ -148,7 +147,7 @@ def complete(header: bytearray, version: int, protocol: int, ip_header: int, seg
     if version == 4:
         header[2:4] = total.to_bytes(2, "big")
         header[10:12] = bytes(2)
-        header[10:12] = checksum(header[:ip_header]).to_bytes(2, "big")
+        header[10:12] = (-int.from_bytes(header[:ip_header], "big") % 65535).to_bytes(2, "big")  # `checksum`, without its frames
         pseudo = pseudo_sum(header[12:20], protocol, transport)
     else:
         header[4:6] = transport.to_bytes(2, "big")

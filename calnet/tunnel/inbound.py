@@ -57,6 +57,10 @@ class Inbound:
         self.dropped = 0
         """Datagrams that were not genuine, not new, or not allowed."""
 
+    def forget_streams(self) -> None:
+        """What `accept` said is asked anew for each stream."""
+        self._chunks.forget_streams()
+
     def receive(self, length: int, size: int) -> None:
         """Take the batch of datagrams in `buffer[:length]`, `size` bytes each, the last perhaps shorter."""
         count = -(-length // size)

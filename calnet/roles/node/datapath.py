@@ -83,6 +83,7 @@ from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
 from calnet.tunnel.segment import Super, finish_checksum, parse_super
 from calnet.tunnel.session import Session, SessionExhausted
+from calnet.tunnel.streams import key as stream_key
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
     NEEDS_CSUM,
@@ -192,6 +193,7 @@ class DataPath:
         self._came_alone = False
         """The TUN had one packet the last time: the next one leaves before it is asked whether there are more."""
         self._sent_flows: dict[bytes, Session] = {}
+        self._streams: dict[int, tuple[Session, Super]] = {}
         self._accepted: set[tuple[Session, bytes]] = set()
         """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
@@ -432,6 +434,9 @@ class DataPath:
             while length:
                 count += 1
                 room -= length
+                if length > SLOT and self._take_known(length):
+                    length = read(buffer) if count < READ_BATCH and room > 0 and not self._sender.full else 0
+                    continue
                 several = count > 1 or not self._came_alone
                 ack = bare_ack(self._outbound.plain[START:length]) if several and self._vnet and length <= LONGEST + START else None
                 flow = self._joinable(length) if several and ack is None else None
@@ -454,6 +459,17 @@ class DataPath:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
         self._settle(flowing=True)
+
+    def _take_known(self, length: int) -> bool:
+        """Take a super-packet of a stream that was asked about a moment ago, if the one just read is that."""
+        if not self._streams or not self._vnet:
+            return False
+        known = self._streams.get(stream_key(self._outbound.plain, length))
+        if known is None:
+            return False
+        session, shape = known
+        self._outbound.send_chunks(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
+        return True
 
     def _joinable(self, length: int) -> Flow | None:
         """The flow of the packet just read, if it is a UDP datagram of the flow that the last one was of, to a peer that takes chunks: such ones, when they
@@ -532,6 +548,7 @@ class DataPath:
             if session is not None and flow is not None:
                 if len(self._sent_flows) >= MAX_FLOWS:
                     self._sent_flows.clear()
+                    self._streams.clear()
                 self._sent_flows[flow] = session
         self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
         if session is None:
@@ -579,6 +596,10 @@ class DataPath:
             outbound.add_packet(session, longest)
         elif session.peer.config.chunks and can_be_chunks(shape):
             outbound.send_chunks(session, shape)
+            if shape.protocol == Protocol.TCP and not fits:
+                if len(self._streams) >= MAX_FLOWS:
+                    self._streams.clear()
+                self._streams[stream_key(outbound.plain, len(packet) + START)] = session, shape
         else:
             outbound.add_super(session, shape)
 
@@ -793,7 +814,9 @@ class DataPath:
     def _forget_flows(self) -> None:
         self._sent_flow = self._sent_session = None
         self._sent_flows.clear()
+        self._streams.clear()
         self._accepted.clear()
+        self._inbound.forget_streams()
 
     def _settle(self, *, flowing: bool = False) -> None:
         """Every call from outside ends so; `flowing` as in `_begin`. A call that the host makes while it is told something is settled by the one that told

@@ -1,0 +1,52 @@
+"""What the super-packets of a stream have in common, so that what was found out for one holds for the next. Pure.
+
+Hot path. Of a stream's super-packets all is alike but lengths, identification, checksums, and TCP's numbers, window, flags and timestamps: the rest, taken as
+one number, tells the stream, its segment size and the shape of its headers. That is so for TCP with timestamps alone, which is how bulk data comes; `key` is
+a number of its own for anything else, and finds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE
+
+TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
+"""NOP, NOP, kind 8, length 10 (RFC 7323, appendix A)."""
+_OPTIONS_SIZE: Final = 12
+TCP_SIZE: Final = TCP_HEADER_SIZE + _OPTIONS_SIZE
+
+
+def mask_of(ip_header: int, *, virtio: bool = False, length: bool = False) -> int:
+    """The bits that are alike, of IP and TCP header. `virtio`: with a virtio header before them; `length`: the IP header's length is alike too."""
+    kept = bytearray(b"\xff" * (ip_header + TCP_SIZE))
+    if ip_header == IPV4_HEADER_SIZE:
+        kept[4:6] = kept[10:12] = bytes(2)
+    if not length:
+        at = 2 if ip_header == IPV4_HEADER_SIZE else 4
+        kept[at : at + 2] = bytes(2)
+    kept[ip_header + 4 : ip_header + 12] = bytes(8)
+    kept[ip_header + 13 : ip_header + TCP_CHECKSUM_OFFSET + 2] = bytes(TCP_CHECKSUM_OFFSET + 2 - 13)
+    kept[ip_header + TCP_HEADER_SIZE + len(TIMESTAMPS) :] = bytes(_OPTIONS_SIZE - len(TIMESTAMPS))
+    before = b"\xff\xff\0\0\xff\xff\xff\xff\xff\xff" if virtio else b""
+    """All but hdr_len, which is another thing in what the kernel gives."""
+    return int.from_bytes(before + kept, "big")
+
+
+_MASK4: Final = mask_of(IPV4_HEADER_SIZE, virtio=True)
+_MASK6: Final = mask_of(IPV6_HEADER_SIZE, virtio=True)
+_END4: Final = VIRTIO_HEADER_SIZE + IPV4_HEADER_SIZE + TCP_SIZE
+_END6: Final = VIRTIO_HEADER_SIZE + IPV6_HEADER_SIZE + TCP_SIZE
+_LENGTH4: Final = VIRTIO_HEADER_SIZE + 2
+_LENGTH6: Final = VIRTIO_HEADER_SIZE + 4
+
+
+def key(read: memoryview, length: int) -> int:
+    """The stream of a super-packet as it was read, virtio header first, `length` bytes in all; 0 for one whose IP header says another length."""
+    if read[VIRTIO_HEADER_SIZE] == 0x45:
+        if read[_LENGTH4] << 8 | read[_LENGTH4 + 1] != length - VIRTIO_HEADER_SIZE:
+            return 0
+        return int.from_bytes(read[:_END4], "big") & _MASK4
+    if read[_LENGTH6] << 8 | read[_LENGTH6 + 1] != length - VIRTIO_HEADER_SIZE - IPV6_HEADER_SIZE:
+        return 0
+    return int.from_bytes(read[:_END6], "big") & _MASK6
