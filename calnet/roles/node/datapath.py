@@ -454,7 +454,8 @@ class DataPath:
                 if count >= READ_BATCH and length:
                     self._take(length)
                     break
-            self._came_alone = count == 1
+            if count:
+                self._came_alone = count == 1
         except HostError as error:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
@@ -715,7 +716,8 @@ class DataPath:
                 inbound.receive(batch.length, batch.segment)
             count -= 1
             room -= batch.length
-            if not count or room <= 0:  # others have their turn; `receive` may keep one that no readiness tells of
+            answer_first = count == READ_BATCH - 1 and batch.length <= batch.segment and self._got_data  # a packet came alone, as an echo request does
+            if not count or room <= 0 or answer_first:  # others have their turn; `receive` may keep one that no readiness tells of
                 if receive not in self._again:
                     self._again.add(receive)
                     self._loop.call_soon(self._on_udp_again, receive, socket)
