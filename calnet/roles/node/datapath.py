@@ -784,7 +784,7 @@ class DataPath:
                 self.path_changes[
                     "both" if effect.new.endpoint and effect.new.relay else "direct" if effect.new.endpoint else "relay" if effect.new.relay else "none"
                 ] += 1
-                self._host.path_changed(effect.peer, f"{describe_route(effect.new)} ({effect.why})")
+                self._host.path_changed(effect.peer, f"{describe_route(effect.new)} ({effect.why})", effect.new.endpoint)
             case PongReceived():
                 self._pong(effect)
             case ViewReceived():

@@ -152,7 +152,15 @@ async def _serve(settings: Settings) -> int:
         directory = StateDirectory(settings.state_dir, os.urandom)
         setup = HostSetup(directory, network, nft, nft, settings.tun)
         machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if aes_is_faster(time.perf_counter) else ())))
-        opener = engine_opener(directory, tun=settings.tun, mtu=settings.mtu, clocks=clocks, random=os.urandom, capabilities=machine.capabilities)
+        opener = engine_opener(
+            lambda: directory.state.keys.identity(),
+            directory.stamps,
+            tun=settings.tun,
+            mtu=settings.mtu,
+            clocks=clocks,
+            random=os.urandom,
+            capabilities=machine.capabilities,
+        )
         daemon = Daemon(
             directory,
             setup,

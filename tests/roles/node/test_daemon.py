@@ -509,8 +509,7 @@ def test_last_working_endpoint_is_kept_before_the_published_ones(tmp_path: Path)
         await world.boot()
         await world.up()
         working = Endpoint("198.51.100.2", 7)
-        world.engine.statuses[NodeId(2)] = PeerStatus("direct", working, 0.01, None, 0, 0)
-        world.daemon.path_changed(NodeId(2), "direct")
+        world.daemon.path_changed(NodeId(2), "direct", working)
         await world.halt()
         world.server.reachable = False
         await world.boot()
@@ -526,7 +525,7 @@ def test_prefix_that_moves_to_another_router_is_logged_and_shown(tmp_path: Path,
         await world.boot()
         await world.up(accept_routes=True)
         assert "router-silent" not in world.codes()
-        world.engine.statuses[NodeId(3)] = replace(daemon_module.NO_STATUS, carries=(lan,))
+        world.engine.standing[NodeId(3)] = replace(daemon_module.NO_STATUS, carries=(lan,))
         with caplog.at_level("INFO"):
             world.daemon.router_moved(lan, NodeId(2), NodeId(3), "no answer for 9 s")
         assert caplog.messages == ["router_moved prefix=10.0.0.0/8 from=node2 to=node3 why=no answer for 9 s"]
@@ -674,10 +673,10 @@ def test_status_document_has_the_fields_that_scripts_rely_on(tmp_path: Path) -> 
     async def script(world: World) -> None:
         await world.boot()
         await world.up()
-        world.engine.statuses[NodeId(2)] = PeerStatus("relay", None, 0.0121, world.clock.wall - 3.2, 10, 20)
+        world.engine.standing[NodeId(2)] = PeerStatus("relay", None, 0.0121, world.clock.wall - 3.2, 10, 20)
         status = await world.call("status")
         assert status["peers"][0]["path_note"] is None
-        world.engine.statuses[NodeId(2)] = replace(world.engine.statuses[NodeId(2)], left="UDP is throttled here")
+        world.engine.standing[NodeId(2)] = replace(world.engine.standing[NodeId(2)], left="UDP is throttled here")
         assert (await world.call("status"))["peers"][0]["path_note"] == "UDP is throttled here"
         assert set(status) == STATUS
         assert set(status["server"]) >= SERVER
