@@ -19,6 +19,7 @@ from calnet.crypto.keys import PrivateKey, encode_key
 from calnet.errors import AuthenticationError, InvalidError, NotPermittedError, StateError, UsageError
 from calnet.host.local_socket import serve_local
 from calnet.host.nft import Ruleset, render
+from calnet.host.process import no_core_dumps
 from calnet.model import NodeId, NodeKey
 from calnet.roles.cli import client
 from calnet.roles.node import main as node_main
@@ -351,7 +352,7 @@ def test_attack_42_names_of_others_are_escaped_in_health(tmp_path: Path) -> None
 def test_attack_42_no_core_dump_and_no_secret_in_the_process_list() -> None:
     child = os.fork()
     if child == 0:
-        node_main.no_core_dumps()
+        no_core_dumps()
         limited = resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
         os._exit(0 if limited and Path("/proc/self/auxv").stat().st_uid == 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
