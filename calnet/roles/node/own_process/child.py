@@ -30,7 +30,7 @@ from calnet.roles.node.handshake_log import HandshakeLog
 from calnet.roles.node.opening import engine_opener
 from calnet.roles.node.own_process import messages
 from calnet.roles.node.own_process.frames import FrameReader
-from calnet.roles.node.own_process.stream import Stream
+from calnet.roles.node.own_process.stream import ENDED, Stream
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ class DataPathProcess:
             self._stamps.close()
 
     def _daemon_gone(self, why: str) -> None:
-        log.info("data_path_ends daemon=%s", why)
+        if why != ENDED:
+            log.error("daemon_lost why=%s", why)
         self._ended.set()
 
     # --- what the daemon says ---
@@ -176,11 +177,7 @@ class DataPathProcess:
     def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
         if self._stamps is None:
             raise StateError("the handshake timestamps are not open")
-        try:
-            self._stamps.persist(node_key, timestamp, sent)
-        except StateError as error:
-            self.health("stamps", str(error))
-            raise
+        self._stamps.persist(node_key, timestamp, sent)  # a failure is told by the data path
         self.health("stamps", None)
 
     def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:

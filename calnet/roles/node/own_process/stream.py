@@ -24,6 +24,8 @@ QUEUE_BYTES: Final = 1 << 21
 READS: Final = 4
 """Reads in a row before others have their turn."""
 MAX_DATAGRAM: Final = 65_535
+ENDED: Final = "ended"
+"""Why a stream is over that the other side closed."""
 
 
 class Stream:
@@ -117,7 +119,7 @@ class Stream:
                 room = self._reader.room()
                 count = self._socket.recv_into(room)
                 if not count:
-                    self._end("ended")
+                    self._end(ENDED)
                     return
                 self._reader.filled(count)
                 self._deliver()
