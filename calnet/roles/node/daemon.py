@@ -29,7 +29,7 @@ from calnet.roles.node import routes
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.control_client import FetchKey
 from calnet.roles.node.control_link import ACTIVE, PENDING, REFUSING, UNKNOWN, ControlLink
-from calnet.roles.node.engine import Engine, Figures, OpenEngine, PeerStatus
+from calnet.roles.node.engine import Engine, Figures, NotStartedError, OpenEngine, PeerStatus
 from calnet.roles.node.escape import shown
 from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup
@@ -219,11 +219,11 @@ class Daemon:
             self._restarts.unwanted()
             self._ended = ""
             return
-        if self.engine is None and not self._restarts.may_open(self.clocks.elapsed()):
-            return
         self.trusted, self.trust_findings = routes.trusted(self.control.netmap, self.state.prefs.pins)
         self._relay_keys = {peer.id: peer.node_key for peer in self.trusted.peers}
         self._senders = {key: peer.id for peer in self.trusted.peers for key in (peer.previous_node_key, peer.node_key) if key is not None}
+        if self.engine is None and not self._restarts.may_open(self.clocks.elapsed()):
+            return
         if self.engine is None:
             self.engine = self._opened()
             self._restarts.opened(self.clocks.elapsed())
@@ -249,8 +249,8 @@ class Daemon:
         kept = self.state.prefs.port
         try:
             engine = self._open_engine(self._fixed_port or kept, self)
-        except HostError:
-            if self._fixed_port or not kept:
+        except HostError as error:
+            if self._fixed_port or not kept or isinstance(error, NotStartedError):
                 raise
             log.warning("port_taken port=%d", kept)  # ours was drawn at random: another does as well
             engine = self._open_engine(0, self)
@@ -273,7 +273,8 @@ class Daemon:
 
     def _settle_relay(self) -> None:
         netmap, server_key = self.trusted, self.state.server_key
-        url = netmap.relays[0].url if self.engine is not None and netmap is not None and netmap.relays else ""
+        wanted = self.engine is not None or self._ended  # what follows on a data path that ended finds its relay connected
+        url = netmap.relays[0].url if wanted and netmap is not None and netmap.relays else ""
         self.relay.use(url, server_key or b"", self.state.keys.node)
 
     def _settle_stun(self) -> None:

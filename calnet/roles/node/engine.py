@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from calnet.crypto.keys import PrivateKey
+from calnet.errors import HostError
 from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
 from calnet.paths.explain import View
 from calnet.paths.way import Way
@@ -166,6 +167,10 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop and give TUN and port back."""
+
+
+class NotStartedError(HostError):
+    """The data path's process could not be started: the port has no part in it."""
 
 
 class OpenEngine(Protocol):

@@ -641,6 +641,97 @@ def test_stamp_that_can_not_be_kept_is_refused_and_shown(tmp_path: Path, monkeyp
     run(tmp_path, script)
 
 
+def test_data_path_that_ends_by_itself_is_opened_again_at_once_and_nothing_else_is_disturbed(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await until(lambda: world.engine.relay_states[-1:] == [True])
+        first = world.engine
+        first.host.engine_ended("was ended by SIGKILL")
+        assert first.closed
+        status = await world.call("status")
+        assert (status["state"], [peer["path"] for peer in status["peers"]]) == ("starting", ["none", "none"])
+        (line,) = (line for line in status["health"] if line["code"] == "data-path")
+        assert line["severity"] == "error"
+        assert line["text"] == "the data path's process was ended by SIGKILL: nothing is carried until a new one runs, which is started now"
+        await until(lambda: len(world.engines) == 2 and world.daemon.state_name() == "running")
+        assert world.engine.port == first.port
+        assert world.engine.netmaps == [(a_netmap(), False)]
+        assert world.engine.relay_states == [True], "the relay's connection stands, and the new one hears of it"
+        assert world.engine.endpoints == (Endpoint("192.0.2.7", first.port),)
+        assert world.network.configured is not None
+        assert "data-path" not in world.codes()
+        (line,) = (line for line in (await world.call("status"))["health"] if line["code"] == "data-path-restarted")
+        assert (line["severity"], line["text"]) == ("warning", "the data path's process was ended by SIGKILL; a new one took its place")
+        assert (len(world.server.sessions), len(world.server.relays)) == (1, 1)
+
+    run(tmp_path, script)
+
+
+def test_data_path_that_does_not_last_is_opened_again_after_pauses_and_down_ends_that(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await until(lambda: world.engine.relay_states[-1:] == [True])
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        await until(lambda: len(world.engines) == 2)
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        for _ in range(3):
+            world.daemon.settle()  # whatever else happens does not cut the pause short
+        await asyncio.sleep(0)
+        assert len(world.engines) == 2
+        assert "data-path" in world.codes()
+        world.clock.advance(1.0)
+        await until(lambda: len(world.engines) == 3)
+        assert len(world.server.relays) == 1, "the relay's connection stands all the while"
+        assert world.engine.relay_states == [True]
+        world.engine_error = HostError("the device is busy")
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        world.clock.advance(60.0)
+        await until(lambda: "host" in world.codes())
+        assert "data-path" in world.codes()
+        await world.call("down")
+        assert not {"data-path", "host"} & set(world.codes())
+        world.engine_error = None
+        await world.call("up")
+        assert world.daemon.state_name() == "running"
+        assert len(world.engines) == 4
+
+    run(tmp_path, script)
+
+
+def test_data_path_hears_the_servers_time_when_it_opens_and_as_it_changes(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.server.time_ahead = 7.0
+        await world.boot()
+        await world.up()
+        assert world.engine.clock_offset == pytest.approx(7.0)
+        await world.server.session.say(control.Pong(1, world.clock.wall - 3.0))
+        await until(lambda: world.engine.clock_offset == pytest.approx(-3.0))
+
+    run(tmp_path, script)
+
+
+def test_data_path_that_does_not_answer_leaves_status_and_metrics_standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> None:
+        raise TimedOutError("the data path's process does not answer")
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.engine.standing[NodeId(2)] = PeerStatus("direct", None, None, None, 0, 0)
+        for name in ("statuses", "figures", "change_port"):
+            monkeypatch.setattr(world.engine, name, silent)
+        assert [peer["path"] for peer in (await world.call("status"))["peers"]] == ["none", "none"]
+        text = (await world.call("metrics"))["text"]
+        assert "calnet_up 1" in text
+        assert "calnet_dropped_packets_total" not in text
+        world.network.change(NetworkView((Interface(3, "eth1", True, (IPv4Interface("192.0.2.8/24"),)),)))
+        await until(lambda: world.engine.endpoints == (Endpoint("192.0.2.8", world.engine.port),))
+
+    run(tmp_path, script)
+
+
 def test_damaged_netmap_is_set_aside_and_fetched_anew(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calnet.errors import HostError, WireError, by_code
-from calnet.roles.node.engine import EngineHost, Identity, OpenEngine
+from calnet.errors import WireError, by_code
+from calnet.roles.node.engine import EngineHost, Identity, NotStartedError, OpenEngine
 from calnet.roles.node.own_process import messages
 from calnet.roles.node.own_process.frames import MESSAGE, FrameReader, message_frame
 from calnet.roles.node.own_process.proxy import ProxyEngine, how_it_ended, reaped
@@ -42,7 +42,7 @@ def process_opener(
             opened = _opened(connection, reader, asked, host)
         except (OSError, WireError) as error:
             connection.close()
-            raise HostError(f"the data path's process did not start: {_trouble(error, process)}") from None
+            raise NotStartedError(f"the data path's process did not start: {_trouble(error, process)}") from None
         except BaseException:
             connection.close()
             reaped(process)
@@ -61,7 +61,7 @@ def _started(program: Program) -> tuple[socket.socket, subprocess.Popen[bytes]]:
             return ours, subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), *program.descriptors))
         except OSError as error:
             ours.close()
-            raise HostError(f"the data path's process can't be started: {error.strerror}") from error
+            raise NotStartedError(f"the data path's process can't be started: {error.strerror}") from error
 
 
 def _opened(connection: socket.socket, reader: FrameReader, asked: messages.Open, host: EngineHost) -> messages.Opened:
