@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import mmap
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from calnet.crypto.keys import PrivateKey
 from calnet.errors import HostError, NotFoundError, TimedOutError
 from calnet.host.process import self_command
 from calnet.model import Netmap, NodeId, NodeKey
+from calnet.roles.cli.bundle import Bundle
 from calnet.roles.node.engine import Identity
 from calnet.roles.node.handshake_log import HEADER, RECORD_SIZE, build_record, parse_records
 from calnet.roles.node.own_process import proxy, start
@@ -390,6 +394,27 @@ def test_process_that_stands_still_is_killed_when_it_should_end(tmp_path: Path, 
         assert not lives(pid_of(engine))
 
     run(tmp_path, script)
+
+
+def test_one_file_starts_itself_again_even_when_it_was_replaced_meanwhile(tmp_path: Path, pyz: Path) -> None:
+    file = tmp_path / "calnet.pyz"
+    shutil.copy(pyz, file)
+    with zipfile.ZipFile(file) as archive:
+        build = str(json.loads(archive.read("index.json"))["build"])
+    path, descriptor = Bundle(str(file), build).again()
+    (tmp_path / "other").write_bytes(b"another version")
+    (tmp_path / "other").replace(file)
+
+    async def script(machine: Machine) -> None:
+        engine = machine.open()
+        engine.apply(netmap(), accept_routes=False)
+        pending, first = initiation(timestamp_of(time.time()), 1)
+        await engine.figures()
+        with Bob(engine.port) as bob:
+            assert proves(pending, await bob.answer(first))
+        engine.close()
+
+    run(tmp_path, script, Program((sys.executable, "-IS", path), (descriptor,)))
 
 
 PARENT = """
