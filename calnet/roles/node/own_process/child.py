@@ -17,12 +17,13 @@ import stat
 import time
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
 from calnet.errors import CalnetError, StateError, UsageError, WireError
 from calnet.host.process import end_with_parent, no_core_dumps
-from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Peer, Prefix
 from calnet.roles.node import log_format
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.engine import Engine, EngineHost, OpenEngine
@@ -83,6 +84,8 @@ class DataPathProcess:
         self._engine: Engine | None = None
         self._stamps: HandshakeLog | None = None
         self._netmap: Netmap | None = None
+        self._put: list[Peer] = []
+        """Told already for the next netmap."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -127,8 +130,11 @@ class DataPathProcess:
 
     def _call(self, engine: Engine, said: messages.FromDaemon) -> None:
         match said:
+            case messages.Peers():
+                self._put += messages.peers_of(said)
             case messages.Apply():
-                self._netmap = messages.netmap_of(self._netmap, said)
+                self._netmap = messages.netmap_of(self._netmap, self._put, said)
+                self._put.clear()
                 engine.apply(self._netmap, accept_routes=said.accept_routes, guess_ports=said.guess_ports, ways=messages.ways_of(said))
             case messages.SetClock():
                 engine.set_clock(said.offset)
@@ -147,7 +153,7 @@ class DataPathProcess:
             case messages.Open():
                 pass
             case _:
-                self._answer(said.request, _answer(engine, said))
+                self._answer(said.request, _answer(engine, said, self._stream))
 
     def _answer(self, number: int, work: Coroutine[None, None, messages.Answer]) -> None:
         async def answer() -> None:
@@ -199,7 +205,7 @@ class DataPathProcess:
 Question = messages.ChangePort | messages.Ping | messages.AskWhy | messages.AskNetcheck | messages.AskStatuses | messages.AskFigures
 
 
-async def _answer(engine: Engine, asked: Question) -> messages.Answer:
+async def _answer(engine: Engine, asked: Question, stream: Stream) -> messages.Answer:
     """What the engine answers. Raises as it does."""
     number = asked.request
     match asked:
@@ -216,6 +222,7 @@ async def _answer(engine: Engine, asked: Question) -> messages.Answer:
             statuses = await engine.statuses([NodeId(peer) for peer in asked.peers])
             return messages.Statuses(number, messages.standings_of(list(statuses.values())))
         case messages.AskFigures():
-            return messages.Counted(number, await engine.figures())
+            figures = await engine.figures()
+            return messages.Counted(number, replace(figures, dropped=figures.dropped + stream.dropped))
         case _:
             assert_never(asked)

@@ -3,13 +3,15 @@
 One side speaks the calls of `Engine`, the other those of `EngineHost`. A call that is answered carries a number that its answer repeats: the answer's own
 message, or `Failed` with a CalnetError's code and text. `Open` is the first of all, and answered by `Opened` or by `Failed` with number 0.
 
-Netmaps travel as the control session's do: the first whole, then what changed, so that a change costs the data path what is new in it.
+Netmaps travel as the control session's do: the first whole, then what changed, so that a change costs the data path what is new in it. Their new and changed
+peers go before them in portions (`Peers`), so that packets pass while they are taken in.
 Prefixes are text. `decode_…` raise WireError for anything else, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Annotated, Any, Final
 
@@ -17,12 +19,15 @@ import msgspec
 
 from calnet.crypto.keys import PrivateKey
 from calnet.errors import WireError
-from calnet.model import Endpoint, Netmap, NodeId, Prefix
+from calnet.model import Endpoint, Netmap, NodeId, Peer, Prefix
 from calnet.paths.explain import View
 from calnet.paths.way import Way
 from calnet.roles.node.engine import Figures, Identity, Netcheck, PeerStatus, PingAnswer
 from calnet.wire import netmap as netmaps
-from calnet.wire.control import NetmapDelta, NetmapFull
+from calnet.wire.control import NetmapDelta, NetmapFull, WirePeer
+
+PORTION: Final = 32
+"""Peers in one message: they take the data path about a millisecond."""
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
@@ -57,8 +62,14 @@ class Open(Message, frozen=True):
     debug: bool = False
 
 
+class Peers(Message, frozen=True):
+    """New and changed peers of the netmap that the next `Apply` brings."""
+
+    put: tuple[WirePeer, ...]
+
+
 class Apply(Message, frozen=True):
-    """Another netmap or other preferences. Neither `whole` nor `change`: the netmap is as before."""
+    """Another netmap or other preferences; the peers that came before in `Peers` are put into the netmap. Neither `whole` nor `change`: it is as before."""
 
     accept_routes: bool
     guess_ports: bool
@@ -234,6 +245,7 @@ class Health(Message, frozen=True):
 
 FromDaemon = (
     Open
+    | Peers
     | Apply
     | SetClock
     | SetIdentity
@@ -292,25 +304,36 @@ def identity_of(secrets: Secrets) -> Identity:
     return Identity(PrivateKey(secrets.node), PrivateKey(secrets.discovery), None if secrets.previous is None else PrivateKey(secrets.previous))
 
 
-def netmap_parts(old: Netmap | None, new: Netmap) -> tuple[NetmapFull | None, NetmapDelta | None]:
-    """What `Apply` carries for one who has `old`: (the whole, None), (None, the change), or (None, None) for the same."""
+def told_netmap(old: Netmap | None, new: Netmap, *, accept_routes: bool, guess_ports: bool, ways: Mapping[NodeId, Way]) -> Iterator[Peers | Apply]:
+    """How `Engine.apply` is told to one who has `old`."""
+    before = {} if old is None else {peer.id: peer for peer in old.peers}
+    put = [netmaps.wire_peer(peer) for peer in new.peers if before.get(peer.id) != peer]
+    for at in range(0, len(put), PORTION):
+        yield Peers(tuple(put[at : at + PORTION]))
+    whole = change = None
     if old is None:
-        return netmaps.wire_netmap(new), None
-    if old == new:
-        return None, None
-    before = {peer.id: peer for peer in old.peers}
-    put = tuple(netmaps.wire_peer(peer) for peer in new.peers if before.get(peer.id) != peer)
-    removed = before.keys() - {peer.id for peer in new.peers}
-    return None, netmaps.delta(old, new, since=old.version, version=new.version, put=put, removed=tuple(sorted(removed)))
+        whole = netmaps.full(new, new.version, ())
+    elif old != new:
+        removed = before.keys() - {peer.id for peer in new.peers}
+        change = netmaps.delta(old, new, since=old.version, version=new.version, removed=tuple(sorted(removed)))
+    yield Apply(accept_routes, guess_ports, {int(peer): way for peer, way in ways.items()}, whole, change)
 
 
-def netmap_of(old: Netmap | None, message: Apply) -> Netmap:
-    """The netmap that `Apply` leads to from `old`. WireError where it doesn't."""
+def peers_of(message: Peers) -> list[Peer]:
+    """Peers → model.Peer. WireError where a text does not parse."""
+    return [netmaps.model_peer(peer) for peer in message.put]
+
+
+def netmap_of(old: Netmap | None, put: Iterable[Peer], message: Apply) -> Netmap:
+    """The netmap that `Apply` leads to from `old` where the peers `put` came before it, peers in order of id. WireError where it doesn't."""
     if message.whole is not None:
-        return netmaps.model_netmap(message.whole)
-    if old is None:
+        made = netmaps.model_netmap(message.whole)
+    elif old is None:
         raise WireError("a change of a netmap that was never told")
-    return old if message.change is None else netmaps.apply(old, message.change)
+    else:
+        made = old if message.change is None else netmaps.apply(old, message.change)
+    peers = {peer.id: peer for peer in made.peers} | {peer.id: peer for peer in put}
+    return replace(made, peers=tuple(peers[number] for number in sorted(peers)))
 
 
 def ways_of(message: Apply) -> Mapping[NodeId, Way]:

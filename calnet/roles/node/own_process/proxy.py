@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import socket
@@ -42,7 +43,9 @@ def reaped(process: Process, patience_s: float = END_S) -> int:
         return process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        return process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(END_S)
+    return -signal.SIGKILL  # the kernel has it in its hands, and ends it when it can
 
 
 def how_it_ended(code: int) -> str:
@@ -79,9 +82,9 @@ class ProxyEngine:
     # --- what it is told ---
 
     def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
-        whole, change = messages.netmap_parts(self._netmap, netmap)
+        for message in messages.told_netmap(self._netmap, netmap, accept_routes=accept_routes, guess_ports=guess_ports, ways=ways):
+            self._tell(message)
         self._netmap = netmap
-        self._tell(messages.Apply(accept_routes, guess_ports, {int(peer): way for peer, way in ways.items()}, whole, change))
 
     def set_clock(self, offset: float) -> None:
         self._tell(messages.SetClock(offset))

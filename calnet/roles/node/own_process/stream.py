@@ -3,6 +3,8 @@
 What is sent leaves at once as long as the socket takes it; what it doesn't take waits. Messages always wait; relayed datagrams only while less than
 QUEUE_BYTES do, and are dropped beyond that: the other side doesn't keep up, and its peers' transports will send less.
 
+What is received is handed on as it comes, but one message in a turn of the loop: what else is ready, packets above all, passes between two of them.
+
 Error contract. A stream that ends, or whose other side sends what is no frame, is told once by `ended`; nothing more is received from it, and what is sent is
 lost without a word. `close` tells nothing.
 """
@@ -49,6 +51,8 @@ class Stream:
         self._message, self._relayed, self._ended = message, relayed, ended
         self._waiting: deque[memoryview] = deque()
         self._open = True
+        self._more = False
+        """What was read is not handed on yet: its turn comes."""
         self.waiting = 0
         """Bytes that the socket did not take yet."""
         self.dropped = 0
@@ -114,6 +118,8 @@ class Stream:
         self._loop.remove_writer(self._socket.fileno())
 
     def _readable(self) -> None:
+        if self._more:
+            return
         try:
             for _ in range(READS):
                 room = self._reader.room()
@@ -123,7 +129,7 @@ class Stream:
                     return
                 self._reader.filled(count)
                 self._deliver()
-                if not self._open or count < len(room):
+                if not self._open or self._more or count < len(room):
                     return
         except BlockingIOError:
             return
@@ -131,15 +137,18 @@ class Stream:
             self._end(f"ended ({error.strerror})")
 
     def _deliver(self) -> None:
-        """Hand on what was read."""
+        """Hand on what was read, up to the first message."""
+        self._more = False
         try:
             for kind, body in self._reader.frames():
                 if not self._open:
                     return
                 if kind == MESSAGE:
                     self._message(body)
-                else:
-                    self._relayed(*parse_relayed(body))
+                    self._more = True
+                    self._loop.call_soon(self._deliver)
+                    return
+                self._relayed(*parse_relayed(body))
         except WireError as error:
             self._end(f"sent what can't be read ({error})")
 

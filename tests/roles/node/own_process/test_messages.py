@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -17,12 +19,12 @@ from hypothesis import strategies as st
 
 from calnet.crypto.keys import PrivateKey
 from calnet.errors import WireError
-from calnet.model import Endpoint, FilterRule, Netmap, NodeId
+from calnet.model import Endpoint, FilterRule, Netmap, NodeId, Peer
 from calnet.paths.way import Way
 from calnet.roles.node.engine import Identity, PeerStatus
 from calnet.roles.node.own_process import messages
 from calnet.wire import netmap as netmaps
-from calnet.wire.control import NetmapDelta, NetmapFull
+from calnet.wire.control import NetmapDelta, NetmapFull, WirePeer
 from tests.roles.node.fakes import a_netmap, a_peer
 
 OLD = a_netmap(3, (a_peer(2), a_peer(3), a_peer(5)))
@@ -34,13 +36,32 @@ FROM_DAEMON, FROM_DATA_PATH = typing.get_args(messages.FromDaemon), typing.get_a
 IDENTITY = Identity(PrivateKey(b"\x01" * 32), PrivateKey(b"\x02" * 32), PrivateKey(b"\x03" * 32))
 
 
+def told(old: Netmap | None, new: Netmap) -> list[Any]:
+    """How a netmap is told."""
+    return list(messages.told_netmap(old, new, accept_routes=True, guess_ports=False, ways={NodeId(2): Way.RELAY}))
+
+
+def taken(old: Netmap | None, data: Iterable[bytes]) -> Netmap:
+    """What becomes of `old` by what was told."""
+    put: list[Peer] = []
+    for one in data:
+        said = messages.decode_from_daemon(one)
+        if isinstance(said, messages.Apply):
+            return messages.netmap_of(old, put, said)
+        assert isinstance(said, messages.Peers)
+        put += messages.peers_of(said)
+    raise AssertionError("it was never applied")
+
+
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
     """Any values of a field's type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is NetmapFull:
         return st.sampled_from([netmaps.wire_netmap(OLD), netmaps.wire_netmap(NEW)])
     if kind is NetmapDelta:
-        return st.just(typing.cast(Any, messages.netmap_parts(OLD, NEW)[1]))
+        return st.just(typing.cast(Any, told(OLD, NEW)[-1].change))
+    if kind is WirePeer:
+        return st.sampled_from([netmaps.wire_peer(peer) for peer in NEW.peers])
     if origin is typing.Annotated:
         return st.binary(min_size=32, max_size=32)
     if origin in (typing.Union, types.UnionType):
@@ -85,10 +106,10 @@ def test_sides_do_not_share_a_message() -> None:
 
 
 OPEN = messages.encode(messages.Open(1, "calnet0", 1280, "/stamps", messages.secrets_of(IDENTITY), ("chunks",)))
-APPLY = messages.encode(messages.Apply(True, True, {2: Way.RELAY}, *messages.netmap_parts(None, NEW)))
+PEERS, APPLY = map(messages.encode, told(None, NEW))
 
 
-@pytest.mark.parametrize("whole", [OPEN, APPLY], ids=["Open", "Apply"])
+@pytest.mark.parametrize("whole", [OPEN, PEERS, APPLY], ids=["Open", "Peers", "Apply"])
 def test_cut_message_and_one_with_bytes_behind_are_refused(whole: bytes) -> None:
     messages.decode_from_daemon(whole)
     for end in range(len(whole)):
@@ -100,19 +121,20 @@ def test_cut_message_and_one_with_bytes_behind_are_refused(whole: bytes) -> None
 
 @given(st.binary(max_size=200), st.integers(0, 10_000), st.integers(0, 255))
 def test_garbage_raises_wire_error_alone(garbage: bytes, at: int, byte: int) -> None:
-    changed = bytearray(APPLY)
-    changed[at % len(changed)] = byte
-    for data in (garbage, bytes(changed)):
+    changed = [bytearray(PEERS), bytearray(APPLY)]
+    for one in changed:
+        one[at % len(one)] = byte
+    for data in (garbage, *map(bytes, changed)):
         for decode in (messages.decode_from_daemon, messages.decode_from_data_path):
             try:
                 said = decode(data)
             except WireError:
                 continue
-            if isinstance(said, messages.Apply):
-                try:
-                    messages.netmap_of(None, said)
-                except WireError:
-                    continue
+            with contextlib.suppress(WireError):
+                if isinstance(said, messages.Apply):
+                    messages.netmap_of(None, (), said)
+                elif isinstance(said, messages.Peers):
+                    messages.peers_of(said)
 
 
 def test_secrets_hide_themselves_and_come_back_as_they_were() -> None:
@@ -130,26 +152,31 @@ def test_secrets_hide_themselves_and_come_back_as_they_were() -> None:
     [(None, OLD), (OLD, NEW), (NEW, OLD), (OLD, replace(OLD, peers=())), (replace(OLD, peers=()), OLD), (OLD, replace(OLD, version=3, peers=OLD.peers[1:]))],
 )
 def test_netmap_that_is_told_is_the_one_that_arrives(old: Netmap | None, new: Netmap) -> None:
-    said = messages.decode_from_daemon(messages.encode(messages.Apply(True, False, {}, *messages.netmap_parts(old, new))))
-    assert isinstance(said, messages.Apply)
-    assert messages.netmap_of(old, said) == new
+    assert taken(old, map(messages.encode, told(old, new))) == new
 
 
 def test_netmap_that_changed_a_little_costs_a_little() -> None:
     large = a_netmap(1, [a_peer(number) for number in range(2, 250)])
     changed = replace(large, version=2, peers=(replace(large.peers[0], online=False), *large.peers[1:]))
-    whole, change = messages.netmap_parts(large, changed)
-    assert whole is None
-    assert change is not None
-    assert [peer.id for peer in change.put] == [2]
-    assert messages.netmap_parts(large, large) == (None, None)
+    peers, apply = told(large, changed)
+    assert [peer.id for peer in peers.put] == [2]
+    assert apply.whole is None
+    assert len(messages.encode(apply)) < 200
+    (apply,) = told(large, large)
+    assert (apply.whole, apply.change) == (None, None)
+
+
+def test_large_netmap_is_told_in_portions() -> None:
+    large = a_netmap(1, [a_peer(number) for number in range(2, 250)])
+    said = told(None, large)
+    assert [len(peers.put) for peers in said[:-1]] == [32] * 7 + [24]
+    assert taken(None, map(messages.encode, said)) == large
 
 
 def test_change_without_a_netmap_and_one_of_another_are_refused() -> None:
-    change = messages.Apply(True, True, {}, *messages.netmap_parts(OLD, NEW))
     for known in (None, NEW):
         with pytest.raises(WireError):
-            messages.netmap_of(known, change)
+            taken(known, map(messages.encode, told(OLD, NEW)))
 
 
 def test_status_of_a_peer_comes_out_as_it_went_in() -> None:

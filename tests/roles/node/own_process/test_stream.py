@@ -183,6 +183,37 @@ def test_stream_that_a_message_closes_hands_on_nothing_more() -> None:
     run_raw(script)
 
 
+def test_one_message_a_turn_lets_others_have_theirs() -> None:
+    async def script(end: End, other: socket.socket) -> None:
+        turns = 0
+
+        def count() -> None:
+            nonlocal turns
+            turns += 1
+            if len(end.messages) < 20:
+                asyncio.get_running_loop().call_soon(count)
+
+        other.send(b"".join(message_frame(b"%d" % number) for number in range(20)))
+        count()
+        await until(lambda: len(end.messages) == 20)
+        assert end.messages == [b"%d" % number for number in range(20)]
+        assert turns >= 20
+
+    run_raw(script)
+
+
+def test_more_messages_than_the_buffer_holds_are_all_handed_on_before_the_end_is_told() -> None:
+    async def script(end: End, other: socket.socket) -> None:
+        other.setblocking(True)
+        data = b"".join(message_frame(b"%06d" % number) for number in range(60_000))
+        await asyncio.to_thread(other.sendall, data)
+        other.close()
+        await until(lambda: end.ends)
+        assert end.messages == [b"%06d" % number for number in range(60_000)]
+
+    run_raw(script)
+
+
 def test_what_was_read_before_comes_first() -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
