@@ -66,7 +66,7 @@ class Alone:
     def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
         """A run of this program is all there is."""
 
-    def path_changed(self, peer: NodeId, description: str) -> None:
+    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:
         if self._tell_paths:
             print(f"path {peer}: {description}", file=sys.stderr, flush=True)
 

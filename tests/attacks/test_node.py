@@ -19,11 +19,11 @@ from calnet.crypto.keys import PrivateKey, encode_key
 from calnet.errors import AuthenticationError, InvalidError, NotPermittedError, StateError, UsageError
 from calnet.host.local_socket import serve_local
 from calnet.host.nft import Ruleset, render
+from calnet.host.process import no_core_dumps
 from calnet.model import NodeId, NodeKey
 from calnet.roles.cli import client
 from calnet.roles.node import main as node_main
 from calnet.roles.node.log_format import SafeFormatter
-from calnet.roles.node.overview import health_lines
 from calnet.roles.node.state import StateDirectory
 from calnet.wire import control
 from tests.roles.node.fakes import URL, World, a_netmap, a_peer, run, until
@@ -143,7 +143,7 @@ def test_attack_27_server_with_another_key_hears_nothing_and_changes_nothing(tmp
         assert len(world.server.sessions) == sessions
         assert world.daemon.state.server_key == genuine
         assert world.daemon.state_name() == "running"
-        assert [line.severity for line in health_lines(world.daemon) if line.code == "server-key-changed"] == ["error"]
+        assert [line.severity for line in world.health_lines() if line.code == "server-key-changed"] == ["error"]
         with pytest.raises(AuthenticationError, match="auth-key"):
             await world.call("login", timeout_s=5)
         await world.halt()
@@ -322,7 +322,7 @@ def test_attack_42_nothing_secret_is_logged_and_names_can_not_forge_lines(tmp_pa
             await world.up()
             await world.server.change(a_netmap(2, (a_peer(2, name=hostile, node_key=NodeKey(b"e" * 32)), a_peer(3))))
             await until(lambda: "peer-key-changed" in world.codes())
-            world.daemon.path_changed(NodeId(2), hostile)
+            world.daemon.path_changed(NodeId(2), hostile, None)
             await world.call("login")
             await world.call("logout")
             keys = world.daemon.state.keys
@@ -343,7 +343,7 @@ def test_attack_42_names_of_others_are_escaped_in_health(tmp_path: Path) -> None
         await world.up()
         await world.server.change(a_netmap(2, (a_peer(2, name="eve\x1b[2J\n", node_key=NodeKey(b"e" * 32)),)))
         await until(lambda: "peer-key-changed" in world.codes())
-        for line in health_lines(world.daemon):
+        for line in world.health_lines():
             assert line.text.isprintable()
 
     run(tmp_path, script)
@@ -352,7 +352,7 @@ def test_attack_42_names_of_others_are_escaped_in_health(tmp_path: Path) -> None
 def test_attack_42_no_core_dump_and_no_secret_in_the_process_list() -> None:
     child = os.fork()
     if child == 0:
-        node_main.no_core_dumps()
+        no_core_dumps()
         limited = resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
         os._exit(0 if limited and Path("/proc/self/auxv").stat().st_uid == 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -33,20 +33,29 @@ class Network:
     nodes: dict[str, Node] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
 
-    def node(self, name: str, kind: NatKind = NatKind.PORT_RESTRICTED, *, ipv6: bool = False) -> Node:
-        """A node with its daemon started and no login, on a site of its own."""
+    def node(self, name: str, kind: NatKind = NatKind.PORT_RESTRICTED, *, ipv6: bool = False, daemon: tuple[str, ...] = ()) -> Node:
+        """A node with its daemon started (`daemon` are its flags) and no login, on a site of its own."""
         self.sites[name] = self.lab.site(name, kind, ipv6=ipv6)
-        return self.node_on(self.sites[name].host)
+        return self.node_on(self.sites[name].host, daemon=daemon)
 
-    def node_on(self, host: Host) -> Node:
+    def node_on(self, host: Host, *, daemon: tuple[str, ...] = ()) -> Node:
         node = Node(host, PROGRAM)
         self.nodes[host.name] = node
-        node.start()
+        node.start(*daemon)
         return node
 
-    def join(self, name: str, kind: NatKind = NatKind.PORT_RESTRICTED, *, ipv6: bool = False, flags: tuple[str, ...] = (), key: tuple[str, ...] = ()) -> Node:
-        """A node that is up. `flags` go to `up`, `key` to `admin keys create`."""
-        node = self.node(name, kind, ipv6=ipv6)
+    def join(
+        self,
+        name: str,
+        kind: NatKind = NatKind.PORT_RESTRICTED,
+        *,
+        ipv6: bool = False,
+        daemon: tuple[str, ...] = (),
+        flags: tuple[str, ...] = (),
+        key: tuple[str, ...] = (),
+    ) -> Node:
+        """A node that is up. `daemon` are its daemon's flags, `flags` go to `up`, `key` to `admin keys create`."""
+        node = self.node(name, kind, ipv6=ipv6, daemon=daemon)
         bring_up(self.server, node, flags=flags, key=key)
         return node
 

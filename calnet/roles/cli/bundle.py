@@ -76,6 +76,11 @@ class Bundle:
         names = self._index.get("pages")
         return [(os.path.basename(str(entry)), self.need(str(entry))) for entry in names] if isinstance(names, list) else []
 
+    def again(self) -> tuple[str, int]:
+        """(a path, a descriptor): a process that has the descriptor too, and runs what the path names, runs this same file, replaced meanwhile or not."""
+        by_descriptor = f"/proc/self/fd/{self._descriptor}"
+        return by_descriptor if os.path.exists(by_descriptor) else self.path, self._descriptor
+
     def whole(self) -> bytes:
         """The file itself, as it was opened at the start."""
         found = bytearray()

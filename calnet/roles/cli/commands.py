@@ -99,7 +99,18 @@ def _node(parser: Parser) -> None:
     parser.value("--tun", values.interface, "name of the network interface", metavar="NAME", default="calnet0")
     parser.value("--port", values.port, "UDP port", metavar="PORT", shown="random, and kept until this machine moves to another address")
     parser.value("--mtu", values.mtu, "longest packets at first; raised to what paths are found to take, 1420 as a rule", metavar="BYTES", default=1280)
+    parser.value(
+        "--processes",
+        values.processes,
+        "2: packets are carried in a process of their own, beside everything else that the daemon does",
+        metavar="N",
+        default=1,
+    )
     parser.value("--operator", values.user, "a user who may change things as root may", metavar="USER")
+
+
+def _data_path(parser: Parser) -> None:
+    parser.value("--fd", values.descriptor, "the socket to the daemon", metavar="N", environment=False)
 
 
 def _socket(parser: Parser) -> None:
@@ -341,6 +352,22 @@ COMMANDS: dict[str, Command] = {
         Command("licenses", FILE, "print the licences of Calnet and of the packages in this file", _FILE + "licenses", _licenses, examples=("licenses",)),
     )
 }
+
+INTERNAL: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command(
+            "node-data-path",
+            "",
+            "carry packets for the daemon that started this",
+            "calnet.roles.node.own_process.child:run",
+            _data_path,
+            examples=(),
+            role=True,
+        ),
+    )
+}
+"""What Calnet starts itself: in no overview and no manual."""
 
 EXIT_CODES = (
     "0 done · 1 it failed · 2 wrong words · 3 daemon or server can't be reached · 4 login or approval needed · 5 not permitted · 6 timed out or unanswered",

@@ -61,13 +61,13 @@ def _dispatch(words: list[str], bundle: Bundle | None) -> int:
     if words[:1] in (["--version"], ["-V"]):
         print(f"calnet {__version__}")
         return 0
-    from calnet.roles.cli.commands import COMMANDS, overview, program_name
+    from calnet.roles.cli.commands import COMMANDS, INTERNAL, overview, program_name
 
     program = program_name()
     if not words or words[0] in ("--help", "-h", "help"):
         print(overview(program))
         return 0 if words else UsageError.exit_code
-    command = COMMANDS.get(words[0])
+    command = COMMANDS.get(words[0]) or INTERNAL.get(words[0])
     if command is None:
         raise UsageError(f"there is no command {words[0]!r}{_meant(words[0])} (see: {program} --help)")
     args = _settled(command, program, words[1:])

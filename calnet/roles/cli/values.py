@@ -123,6 +123,16 @@ def mtu(text: str) -> int:
     return number(text, 1280, 65_535)
 
 
+def processes(text: str) -> int:
+    """Of a node: 1, or 2 with the data path in its own."""
+    return number(text, 1, 2)
+
+
+def descriptor(text: str) -> int:
+    """A descriptor that this process was started with."""
+    return number(text, 0, 1 << 20)
+
+
 def way(text: str) -> str:
     """`PEER=auto`, `PEER=relay` or `PEER=direct`."""
     peer, _, wanted = text.rpartition("=")

@@ -19,11 +19,12 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from calnet.errors import CalnetError, HostError, NotPermittedError, TimedOutError
+from calnet.host.process import self_command
 from calnet.roles.demo import traffic
 from calnet.roles.demo.lab import Lab, Site
 from calnet.roles.demo.namespaces import Task
 from calnet.roles.demo.nat import NatKind
-from calnet.roles.demo.product import Node, Server, self_command
+from calnet.roles.demo.product import Node, Server
 from calnet.roles.demo.story import Story
 
 _PING_S: Final = 0.05

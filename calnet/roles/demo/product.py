@@ -6,15 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-import calnet
 from calnet.errors import CalnetError, HostError, TimedOutError, UnreachableError
 from calnet.roles.demo.lab import Host
 from calnet.roles.demo.namespaces import Process
@@ -38,16 +35,6 @@ def eventually(condition: Callable[[], Value], within: float, what: str = "", ev
             raise TimedOutError(f"{what or condition}: not within {within:g} s (last: {value!r})")
         time.sleep(every)
     return value
-
-
-def self_command() -> tuple[str, ...]:
-    """How to start this same program again: the archive it runs from, or the checkout's calnet.py, by this interpreter."""
-    if sys.argv and zipfile.is_zipfile(sys.argv[0]):
-        return (sys.executable, "-IS", os.path.abspath(sys.argv[0]))
-    script = Path(calnet.__file__).resolve().parent.parent / "calnet.py"
-    if not script.is_file():
-        raise HostError("the demo runs from calnet.pyz or from a checkout, and found neither; build it with: python3 build_zipapp.py")
-    return (sys.executable, str(script))
 
 
 def as_user(user: int) -> list[str]:

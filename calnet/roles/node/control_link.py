@@ -47,6 +47,9 @@ class ControlUser(Protocol):
     def candidates_arrived(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         """A peer's candidates: it wants to be probed."""
 
+    def clock_told(self) -> None:
+        """`clock_offset` may be another."""
+
 
 class ControlLink:
     """See the module's docstring. It is the control client's host."""
@@ -267,3 +270,4 @@ class ControlLink:
 
     def server_time(self, offset: float) -> None:
         self.clock_offset = offset
+        self._user.clock_told()

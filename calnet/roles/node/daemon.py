@@ -5,6 +5,8 @@ has spoken), the netmap (the last one, from disk until the server sends another;
 with what runs and starts or stops control session, relay and data path; it is called after each change, and changes nothing where nothing has to. What is set
 up on the machine follows in one task (host_keeper.py), as it takes time. Whatever has to outlive a crash is durable before it is acted on.
 
+A data path that ends by itself (it can where it has a process of its own) is opened again, with pauses that grow (restarts.py).
+
 Error contract. HostError and StateError of `start` end the daemon; later ones become health lines, and the thing is tried again at the next change.
 """
 
@@ -13,27 +15,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes
-from calnet.errors import HostError, StateError
+from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError
 from calnet.host.interfaces import WayOut, has_moved, ways_out
-from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Peer, Prefix
 from calnet.paths.way import Way
 from calnet.roles.node import routes
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.control_client import FetchKey
 from calnet.roles.node.control_link import ACTIVE, PENDING, REFUSING, UNKNOWN, ControlLink
-from calnet.roles.node.engine import Engine, OpenEngine, PeerStatus
+from calnet.roles.node.engine import Engine, Figures, NotStartedError, OpenEngine, PeerStatus
 from calnet.roles.node.escape import shown
 from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.notices import Notices
 from calnet.roles.node.port_mapping import PortMapper
 from calnet.roles.node.relay_link import RelayLink
+from calnet.roles.node.restarts import Restarts
 from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
 from calnet.roles.node.tasks import Tasks
@@ -111,6 +114,10 @@ class Daemon:
         self.trust_findings: tuple[Finding, ...] = ()
         self.host = HostKeeper(setup, wanted=self._wanted_on_host, moved=self._paths_changed, settled=self._host_settled, clock=clocks.elapsed)
         self.mapper = PortMapper(self._port_mapped, random=random, mark=mark)
+        self._restarts = Restarts()
+        self._ended = ""
+        """Why the last data path ended by itself, until there is another."""
+        self._restart: asyncio.TimerHandle | None = None
         self._watch: Callable[[], None] | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -148,6 +155,8 @@ class Daemon:
             self.control.client.stop()
         ending = self._tasks.cancel_all()
         self.relay.stop()
+        if self._restart is not None:
+            self._restart.cancel()
         self._close_engine()
         await self.setup.clear()
         with contextlib.suppress(StateError):
@@ -189,12 +198,15 @@ class Daemon:
             self.control.use()
         try:
             self._settle_engine()
-            self.health("host", None)
+            if self.engine is not None or not self.may_run():
+                self.health("host", None)
+                self.health("data-path", None)
         except (HostError, StateError) as error:
             if raising:
                 raise
             log.error("start_failed error=%s", error)
             self.health("host", str(error))
+            self._restart_in(self._restarts.failed(self.clocks.elapsed(), self._jitter()))
         self._settle_relay()
         self._settle_stun()
         self._settle_mapping()
@@ -204,13 +216,24 @@ class Daemon:
     def _settle_engine(self) -> None:
         if not self.may_run() or self.control.netmap is None:
             self._close_engine()
+            self._restarts.unwanted()
+            self._ended = ""
             return
         self.trusted, self.trust_findings = routes.trusted(self.control.netmap, self.state.prefs.pins)
         self._relay_keys = {peer.id: peer.node_key for peer in self.trusted.peers}
         self._senders = {key: peer.id for peer in self.trusted.peers for key in (peer.previous_node_key, peer.node_key) if key is not None}
+        if self.engine is None and not self._restarts.may_open(self.clocks.elapsed()):
+            return
         if self.engine is None:
             self.engine = self._opened()
+            self._restarts.opened(self.clocks.elapsed())
+            if self._ended:
+                self.notices.event("data-path", Finding("data-path-restarted", f"the data path's process {self._ended}; a new one took its place"))
+                self._ended = ""
+            self.engine.set_clock(self.control.clock_offset)
             self._apply(self.engine, self.trusted)
+            if self.relay.connected:
+                self.engine.relay_connected(True)
             self.engine.network_changed(self.local_endpoints())
             self._port_mapped(None if self.mapper.lease is None else self.mapper.lease.endpoint)
             log.info("up tun=%s port=%d ip=%s peers=%d", self.setup.tun, self.engine.port, self.trusted.self.addresses[0], len(self.trusted.peers))
@@ -226,8 +249,8 @@ class Daemon:
         kept = self.state.prefs.port
         try:
             engine = self._open_engine(self._fixed_port or kept, self)
-        except HostError:
-            if self._fixed_port or not kept:
+        except HostError as error:
+            if self._fixed_port or not kept or isinstance(error, NotStartedError):
                 raise
             log.warning("port_taken port=%d", kept)  # ours was drawn at random: another does as well
             engine = self._open_engine(0, self)
@@ -250,7 +273,8 @@ class Daemon:
 
     def _settle_relay(self) -> None:
         netmap, server_key = self.trusted, self.state.server_key
-        url = netmap.relays[0].url if self.engine is not None and netmap is not None and netmap.relays else ""
+        wanted = self.engine is not None or self._ended  # what follows on a data path that ended finds its relay connected
+        url = netmap.relays[0].url if wanted and netmap is not None and netmap.relays else ""
         self.relay.use(url, server_key or b"", self.state.keys.node)
 
     def _settle_stun(self) -> None:
@@ -262,7 +286,7 @@ class Daemon:
     def keys_changed(self) -> None:
         """The node's keys in `state` are others now: the data path answers to old and new, the relay is told the new one."""
         if self.engine is not None:
-            self.engine.set_identity(self.state.keys)
+            self.engine.set_identity(self.state.keys.identity())
         self._settle()
 
     def leave_server(self) -> None:
@@ -300,12 +324,12 @@ class Daemon:
         self.health("network", text)
         self._tell()
 
-    def _paths_changed(self) -> None:
+    async def _paths_changed(self) -> None:
         moved = self._moved()
         log.info("network_changed moved=%s addresses=%s", moved, ",".join(str(address) for address in self.setup.candidates(())))
+        if self.engine is not None and moved and not self._fixed_port:
+            await self._change_port(self.engine)
         if self.engine is not None:
-            if moved and not self._fixed_port:
-                self._change_port(self.engine)
             self.engine.network_changed(self.local_endpoints(), moved=moved)
         self._settle_mapping(afresh=True)
         for link in (self.relay, self.control):
@@ -321,14 +345,16 @@ class Daemon:
         self._ways_out = before | now
         return has_moved(before, now)
 
-    def _change_port(self, engine: Engine) -> None:
+    async def _change_port(self, engine: Engine) -> None:
         """A router that had our packets from another address keeps that one's connections, and our port towards each peer with it (a Linux one for 120 s, and
         for as long as the peer asks there): from the same port we would come to the peer as another, which its own router does not let in."""
-        engine.change_port()
         try:
+            await engine.change_port()
             self.directory.save_prefs(replace(self.state.prefs, port=engine.port))
         except StateError as error:
             log.error("state_not_saved error=%s", error)
+        except CalnetError as error:
+            log.warning("port_not_changed error=%s", error)
 
     def _settle_mapping(self, *, afresh: bool = False) -> None:
         """The mapper asks the present gateway for the present port, or nobody."""
@@ -362,7 +388,7 @@ class Daemon:
             slept = self.clocks.elapsed() - self.clocks.awake()
             if slept - slept_before > SLEEP_JUMP_S:
                 log.info("woke slept_s=%.0f", slept - slept_before)
-                self._paths_changed()
+                await self._paths_changed()
             slept_before = slept
             if self.engine is not None and self._own_key_expired():
                 log.warning("key_expired")
@@ -380,7 +406,7 @@ class Daemon:
             log.error("state_not_saved error=%s", error)
             return
         if self.engine is not None:
-            self.engine.set_identity(self.state.keys)
+            self.engine.set_identity(self.state.keys.identity())
 
     # --- ControlUser ---
 
@@ -393,6 +419,10 @@ class Daemon:
     def candidates_arrived(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
         if self.engine is not None:
             self.engine.candidates(peer, endpoints)
+
+    def clock_told(self) -> None:
+        if self.engine is not None:
+            self.engine.set_clock(self.control.clock_offset)
 
     # --- RelayUser ---
 
@@ -427,11 +457,10 @@ class Daemon:
             raise
         self.health("stamps", None)
 
-    def path_changed(self, peer: NodeId, description: str) -> None:
+    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:
         log.info("path_changed peer=%s path=%s", self._peer_name(peer), shown(description))
-        status = self.peer_status(peer)
-        if status.path == "direct" and status.endpoint is not None:
-            self.control.keeper.worked(peer, status.endpoint)
+        if endpoint is not None:
+            self.control.keeper.worked(peer, endpoint)
 
     def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
         log.info("router_moved prefix=%s from=%s to=%s why=%s", prefix, self._peer_name(old), self._peer_name(new), shown(why))
@@ -455,10 +484,40 @@ class Daemon:
         self.setup.forget()
         self._settle()
 
+    def engine_ended(self, why: str) -> None:
+        log.error("data_path_ended why=%s", why)
+        self._close_engine()
+        self.setup.forget()
+        pause = self._restarts.ended(self.clocks.elapsed(), self._jitter())
+        self._ended = why
+        self.health("data-path", f"the data path's process {why}: nothing is carried until a new one runs, which is started {_soon(pause)}")
+        self._tell()
+        self._restart_in(pause)
+
+    def _restart_in(self, pause: float | None) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+        self._restart = None if pause is None else asyncio.get_running_loop().call_later(pause, self._settle)
+
+    def _jitter(self) -> float:
+        return self.random(1)[0] / 256
+
     # --- looking at it ---
 
-    def peer_status(self, peer: NodeId) -> PeerStatus:
-        return NO_STATUS if self.engine is None else self.engine.peer_status(peer)
+    async def statuses(self, peers: Iterable[Peer]) -> Mapping[NodeId, PeerStatus]:
+        """How these peers are reached. NO_STATUS for all while there is no data path, or one that does not answer (which is in the health lines)."""
+        ids = [peer.id for peer in peers]
+        known: Mapping[NodeId, PeerStatus] = {}
+        if self.engine is not None:
+            with contextlib.suppress(UnreachableError, TimedOutError):
+                known = await self.engine.statuses(ids)
+        return {peer: known.get(peer, NO_STATUS) for peer in ids}
+
+    async def figures(self) -> Figures | None:
+        """What the data path counted; None without one that answers."""
+        with contextlib.suppress(UnreachableError, TimedOutError):
+            return None if self.engine is None else await self.engine.figures()
+        return None
 
     def hostname(self) -> str:
         """The name this node asks for."""
@@ -467,3 +526,7 @@ class Daemon:
     def udp_port(self) -> int | None:
         """The UDP port in use, or the one it will be; None before there was one."""
         return self.engine.port if self.engine is not None else self._fixed_port or self.state.prefs.port or None
+
+
+def _soon(pause: float) -> str:
+    return f"in {pause:.0f} s" if pause >= 1.0 else "now"

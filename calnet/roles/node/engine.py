@@ -1,4 +1,8 @@
-"""What the daemon needs of the node's data path, and what it gives it. The real one is datapath.py, opened by opening.py; tests have one in memory."""
+"""What the daemon needs of the node's data path, and what it gives it. The real one is datapath.py, opened by opening.py; own_process/ has one that stands for
+it in another process; tests have one in memory.
+
+What is asked of an engine is awaited, as it may be out of this process: UnreachableError where it ends before it answers. What it is told is not.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from calnet.crypto.keys import PrivateKey
+from calnet.errors import HostError
 from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
 from calnet.paths.explain import View
 from calnet.paths.way import Way
-from calnet.roles.node.state import Keys
 
 NO_WAYS: Final[Mapping[NodeId, Way]] = {}
 
@@ -29,8 +34,8 @@ class DataPathHost(Protocol):
     def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
         """Durable on return; StateError where it can't be."""
 
-    def path_changed(self, peer: NodeId, description: str) -> None:
-        """For the log and for whoever waits."""
+    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:
+        """For the log and for whoever waits. `endpoint` is the direct path's, if there is one."""
 
     def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
         """Packets for a prefix with several routers go to another one; for the log."""
@@ -81,10 +86,19 @@ class Netcheck:
 
 
 class EngineHost(DataPathHost, Protocol):
-    """What the daemon gives the engine: the data path's host, and the time."""
+    """What the daemon gives the engine: the data path's host, and an ear for its end."""
 
-    def now(self) -> float:
-        """Unix seconds in server time."""
+    def engine_ended(self, why: str) -> None:
+        """It ended by itself, with all that it held: `close` it, and open another. `why` goes on after "the data path's process"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The keys that a data path works with; `previous` as in state.Keys."""
+
+    node: PrivateKey
+    discovery: PrivateKey
+    previous: PrivateKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,10 @@ class Engine(Protocol):
     def apply(self, netmap: Netmap, *, accept_routes: bool, guess_ports: bool = True, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
         """Take a new netmap, or other preferences."""
 
-    def set_identity(self, keys: Keys) -> None:
+    def set_clock(self, offset: float) -> None:
+        """Server time minus this machine's, in seconds; 0 until told."""
+
+    def set_identity(self, identity: Identity) -> None:
         """Renewed keys: both node keys answer, the new one initiates. Sessions stand."""
 
     def relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
@@ -126,8 +143,8 @@ class Engine(Protocol):
     def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
         """`endpoints` are the local ones now. `moved`: packets leave from elsewhere."""
 
-    def change_port(self) -> None:
-        """Another UDP port is in use from now on, if one can be had."""
+    async def change_port(self) -> None:
+        """Another UDP port is in use from now on, if one can be had: `port` says which."""
 
     def stun_servers(self, servers: Iterable[Endpoint]) -> None: ...
 
@@ -140,15 +157,20 @@ class Engine(Protocol):
     async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
         """How both ends see the path; the other's None where it does not answer. Errors as `ping`."""
 
-    def peer_status(self, peer: NodeId) -> PeerStatus: ...
+    async def statuses(self, peers: Sequence[NodeId]) -> Mapping[NodeId, PeerStatus]:
+        """Of each of these peers; zeros and `none` for an unknown one."""
 
     async def netcheck(self, timeout_s: float) -> Netcheck:
         """What the network lets through, as far as it is known; hairpinning is tried out now, for so long at most."""
 
-    def figures(self) -> Figures: ...
+    async def figures(self) -> Figures: ...
 
     def close(self) -> None:
         """Stop and give TUN and port back."""
+
+
+class NotStartedError(HostError):
+    """The data path's process could not be started: the port has no part in it."""
 
 
 class OpenEngine(Protocol):

@@ -22,7 +22,7 @@ TEXT_LIMIT: Final = 600
 _SHARED: Final = ip_network("100.64.0.0/10")
 _TAILSCALE: Final = "tailscale"
 
-ERROR_CODES: Final = frozenset({"server-key-changed", "key-expired", "disabled", "host", "pinned-key-changed", "stamps", "state"})
+ERROR_CODES: Final = frozenset({"server-key-changed", "key-expired", "disabled", "host", "data-path", "pinned-key-changed", "stamps", "state"})
 INFO_CODES: Final = frozenset({"route-attached", "peer-key-renewed", "gso", "udp-no-segmentation"})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,7 +35,7 @@ class HostKeeper:
         setup: HostSetup,
         *,
         wanted: Callable[[], Wanted | None],
-        moved: Callable[[], None],
+        moved: Callable[[], Awaitable[None]],
         settled: Callable[[str | None], None],
         clock: Callable[[], float],
     ) -> None:
@@ -75,7 +75,7 @@ class HostKeeper:
         if self._look:
             self._look = False
             if await self._setup.look():
-                self._moved()
+                await self._moved()
         wanted = self._wanted()
         if wanted is None:
             await self._setup.clear()

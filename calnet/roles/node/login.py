@@ -86,16 +86,16 @@ class Logins:
         if request.renew or not daemon.may_run():
             await self._log_in(request, emit)
         if not await daemon.until(lambda: daemon.state_name() != "starting" or "host" in daemon.notices, request.timeout_s):
-            raise TimedOutError(f"not up after {request.timeout_s:g} s: {self._hindrance()}")
+            raise TimedOutError(f"not up after {request.timeout_s:g} s: {await self._hindrance()}")
         name = daemon.state_name()
         if name == "running":
             return name
         if name in ("needs-login", "needs-approval"):
-            raise LoginNeededError(f"this machine needs a {'login' if name == 'needs-login' else 'approval'}: {self._hindrance()}")
-        raise CalnetError(f"not up ({name}): {self._hindrance()}")
+            raise LoginNeededError(f"this machine needs a {'login' if name == 'needs-login' else 'approval'}: {await self._hindrance()}")
+        raise CalnetError(f"not up ({name}): {await self._hindrance()}")
 
-    def _hindrance(self) -> str:
-        lines = health_lines(self._daemon)
+    async def _hindrance(self) -> str:
+        lines = await health_lines(self._daemon)
         if self._daemon.control.error is not None:
             return str(self._daemon.control.error)
         return lines[0].text if lines else "see `calnet status`"

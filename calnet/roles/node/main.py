@@ -13,11 +13,18 @@ import time
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from calnet.errors import HostError, UsageError
+from calnet.host.process import no_core_dumps
 from calnet.host.service_manager import notify
 from calnet.roles.node import log_format
+
+if TYPE_CHECKING:
+    from calnet.crypto.batch import NewBatch
+    from calnet.roles.node.clocks import Clocks
+    from calnet.roles.node.engine import Identity, OpenEngine
+    from calnet.roles.node.state import StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,8 @@ class Settings:
     port: int
     mtu: int
     operator: str
+    processes: int
+    """2: the data path has one of its own."""
     debug: bool
 
 
@@ -63,6 +72,7 @@ def settings_of(args: Namespace) -> Settings:
         port=_number(args, "port", 0, 0, 65_535),
         mtu=_number(args, "mtu", DEFAULT_MTU, MIN_MTU, MAX_MTU),
         operator=str(getattr(args, "operator", None) or ""),
+        processes=_number(args, "processes", 1, 1, 2),
         debug=bool(getattr(args, "debug", False)),
     )
 
@@ -90,7 +100,7 @@ def run(args: Namespace) -> int:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, getattr(args, "bundle", None)))
 
 
 def check_machine(device: Path = Path("/dev/net/tun")) -> None:
@@ -104,17 +114,6 @@ def check_machine(device: Path = Path("/dev/net/tun")) -> None:
         raise HostError(f"{lacking} is missing: run the daemon as root, or install it (calnet.pyz install node)")
 
 
-def no_core_dumps() -> None:
-    """Keys must not reach a core file, nor another process of this user (PR_SET_DUMPABLE)."""
-    import ctypes
-    import resource
-
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
-
-
 def make_socket_directory(path: Path) -> None:
     """The socket's directory, 0755 whatever the umask, where it is missing."""
     if path.parent.is_dir():
@@ -126,7 +125,48 @@ def make_socket_directory(path: Path) -> None:
         raise HostError(f"can't make {path.parent}: {error.strerror}; give another path with --socket") from error
 
 
-async def _serve(settings: Settings) -> int:
+class Bundle(Protocol):
+    """The one file that this runs from (roles/cli/bundle.py)."""
+
+    def again(self) -> tuple[str, int]: ...
+
+
+def _opener(
+    settings: Settings, bundle: Bundle | None, directory: StateDirectory, clocks: Clocks, capabilities: tuple[str, ...], new_batch: NewBatch
+) -> OpenEngine:
+    """What the daemon opens its data path with: here, or in a process of its own (which finds out for itself what it does batches with)."""
+
+    def identity() -> Identity:
+        return directory.state.keys.identity()
+
+    if settings.processes == 1:
+        from calnet.roles.node.opening import engine_opener
+
+        return engine_opener(
+            identity,
+            directory.stamps,
+            tun=settings.tun,
+            mtu=settings.mtu,
+            clocks=clocks,
+            random=os.urandom,
+            capabilities=capabilities,
+            new_batch=new_batch,
+        )
+    from calnet.host.process import self_command
+    from calnet.roles.node.own_process.start import Program, process_opener
+    from calnet.roles.node.state import STAMPS_FILE
+
+    if bundle is None:
+        program = Program(self_command())
+    else:
+        path, descriptor = bundle.again()
+        program = Program((sys.executable, "-IS", path), (descriptor,))
+    directory.stamps.close()  # they are the other process's to write, and it alone must have them open
+    stamps = directory.path / STAMPS_FILE
+    return process_opener(program, identity, stamps, tun=settings.tun, mtu=settings.mtu, capabilities=capabilities, debug=settings.debug)
+
+
+async def _serve(settings: Settings, bundle: Bundle | None) -> int:
     from calnet.crypto.choice import choose, load_library
     from calnet.host.libraries import batch_libraries
     from calnet.host.local_socket import LocalRequest, serve_local
@@ -137,7 +177,6 @@ async def _serve(settings: Settings) -> int:
     from calnet.roles.node.daemon import Daemon, Machine
     from calnet.roles.node.host_setup import HostSetup
     from calnet.roles.node.login import Logins
-    from calnet.roles.node.opening import engine_opener
     from calnet.roles.node.operations import Operations
     from calnet.roles.node.reporting import report_health
     from calnet.roles.node.state import StateDirectory
@@ -155,15 +194,7 @@ async def _serve(settings: Settings) -> int:
         choice = choose(time.perf_counter, load_library(batch_libraries()))
         log.info("batches %s", " ".join(f"{aead.value}={by.replace(' ', '-')}" for aead, by in choice.by.items()))
         machine = Machine(host_name(), capabilities=(CHUNKS, *((AES,) if choice.aes else ())))
-        opener = engine_opener(
-            directory,
-            tun=settings.tun,
-            mtu=settings.mtu,
-            clocks=clocks,
-            random=os.urandom,
-            capabilities=machine.capabilities,
-            new_batch=choice.new_batch,
-        )
+        opener = _opener(settings, bundle, directory, clocks, machine.capabilities, choice.new_batch)
         daemon = Daemon(
             directory,
             setup,

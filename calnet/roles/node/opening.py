@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from calnet.crypto.batch import NewBatch
@@ -19,8 +19,8 @@ from calnet.paths.paths import Paths
 from calnet.paths.way import Way
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.datapath import DataPath
-from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Netcheck, OpenEngine, PeerStatus, PingAnswer
-from calnet.roles.node.state import Keys, StateDirectory
+from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Identity, Netcheck, OpenEngine, PeerStatus, PingAnswer
+from calnet.roles.node.handshake_log import HandshakeLog
 from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD
@@ -35,11 +35,21 @@ def super_packet_size(mtu: int) -> int:
     return max(mtu, count * (mtu - _LARGEST_HEADERS) + _LARGEST_HEADERS)
 
 
+class ServerClock:
+    """Unix seconds in server time."""
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall, self.offset = wall, 0.0
+
+    def __call__(self) -> float:
+        return self._wall() + self.offset
+
+
 class RealEngine:
     """`engine.Engine` over a TUN device and a UDP port."""
 
-    def __init__(self, tun: TunDevice, tunnel: Tunnel, paths: Paths, path: DataPath) -> None:
-        self._tun, self._tunnel, self._paths, self._path = tun, tunnel, paths, path
+    def __init__(self, tun: TunDevice, tunnel: Tunnel, paths: Paths, path: DataPath, clock: ServerClock) -> None:
+        self._tun, self._tunnel, self._paths, self._path, self._clock = tun, tunnel, paths, path, clock
 
     @property
     def port(self) -> int:
@@ -57,9 +67,12 @@ class RealEngine:
         self._paths.may_guess = guess_ports
         self._path.apply(netmap, accept_routes=accept_routes, ways=ways)
 
-    def set_identity(self, keys: Keys) -> None:
-        self._tunnel.set_identity(keys.node, keys.previous)
-        self._paths.set_identity(keys.node.public, keys.discovery)
+    def set_clock(self, offset: float) -> None:
+        self._clock.offset = offset
+
+    def set_identity(self, identity: Identity) -> None:
+        self._tunnel.set_identity(identity.node, identity.previous)
+        self._paths.set_identity(identity.node.public, identity.discovery)
 
     def relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
         self._path.relayed(peer, datagrams)
@@ -73,7 +86,7 @@ class RealEngine:
     def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
         self._path.network_changed(endpoints, moved=moved)
 
-    def change_port(self) -> None:
+    async def change_port(self) -> None:
         self._path.change_port()
 
     def mapped_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
@@ -88,8 +101,8 @@ class RealEngine:
     async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
         return await self._path.why(peer, timeout_s)
 
-    def peer_status(self, peer: NodeId) -> PeerStatus:
-        return self._path.peer_status(peer)
+    async def statuses(self, peers: Sequence[NodeId]) -> Mapping[NodeId, PeerStatus]:
+        return {peer: self._path.peer_status(peer) for peer in peers}
 
     async def netcheck(self, timeout_s: float) -> Netcheck:
         hairpin = await self._path.hairpin(timeout_s)
@@ -98,7 +111,7 @@ class RealEngine:
         ipv6 = next((endpoint for endpoint in seen if ":" in endpoint.host), None)
         return Netcheck(ipv4, ipv6, self._paths.mapping(), hairpin)
 
-    def figures(self) -> Figures:
+    async def figures(self) -> Figures:
         return Figures(self._path.dropped, dict(self._path.path_changes))
 
     def close(self) -> None:
@@ -107,9 +120,17 @@ class RealEngine:
 
 
 def engine_opener(
-    directory: StateDirectory, *, tun: str, mtu: int, clocks: Clocks, random: RandomBytes, capabilities: tuple[str, ...], new_batch: NewBatch
+    identity: Callable[[], Identity],
+    stamps: HandshakeLog,
+    *,
+    tun: str,
+    mtu: int,
+    clocks: Clocks,
+    random: RandomBytes,
+    capabilities: tuple[str, ...],
+    new_batch: NewBatch,
 ) -> OpenEngine:
-    """What the daemon opens its data path with."""
+    """What the daemon opens its data path with. `stamps` are what the host persists."""
 
     def open_engine(port: int, host: EngineHost) -> RealEngine:
         device = open_tun(tun)
@@ -118,7 +139,7 @@ def engine_opener(
         except CalnetError:
             device.close()
             raise
-        keys, stamps = directory.state.keys, directory.stamps
+        keys, clock = identity(), ServerClock(clocks.wall)
         tunnel = Tunnel(keys.node, random=random, previous=keys.previous, new_batch=new_batch)
         tunnel.load_timestamps(stamps.accepted, stamps.sent)
         paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random, mtu=max(mtu, ETHERNET))
@@ -130,13 +151,13 @@ def engine_opener(
             paths=paths,
             host=host,
             monotonic=clocks.elapsed,
-            wall=host.now,
+            wall=clock,
             random=random,
             mtu=mtu,
             more_udp=lambda: open_udp(0, mark=MARK, report=host.health),
             capabilities=capabilities,
         )
         path.start()
-        return RealEngine(device, tunnel, paths, path)
+        return RealEngine(device, tunnel, paths, path, clock)
 
     return open_engine

@@ -95,7 +95,7 @@ class Operations:
     # --- reading ---
 
     async def _status(self, request: LocalRequest) -> Json:
-        return overview.status(self._daemon)
+        return await overview.status(self._daemon)
 
     async def _ip(self, request: LocalRequest) -> Json:
         netmap = self._daemon.control.netmap
@@ -143,7 +143,7 @@ class Operations:
         }
 
     async def _metrics(self, request: LocalRequest) -> Json:
-        return {"text": metrics_text(self._daemon)}
+        return {"text": await metrics_text(self._daemon)}
 
     async def _bugreport(self, request: LocalRequest) -> Json:
         return await bug_report(self._daemon)

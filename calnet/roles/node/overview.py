@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from calnet.host.probes import forwarding_off
-from calnet.roles.node.daemon import Daemon
+from calnet.model import NodeId
+from calnet.roles.node.daemon import NO_STATUS, Daemon
+from calnet.roles.node.engine import PeerStatus
 from calnet.roles.node.health import Facts, HealthLine, health
 from calnet.roles.node.routes import Finding, rerouted
 from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_document
 
+Statuses = Mapping[NodeId, PeerStatus]
 
-def health_lines(daemon: Daemon) -> list[HealthLine]:
+
+async def health_lines(daemon: Daemon) -> list[HealthLine]:
     """The lines under health."""
+    return health_of(daemon, await daemon.statuses(() if daemon.trusted is None else daemon.trusted.peers))
+
+
+def health_of(daemon: Daemon, statuses: Statuses) -> list[HealthLine]:
+    """The same, where it is known how the peers are reached."""
     netmap, probed, up = daemon.control.netmap, daemon.setup.probed, daemon.engine is not None
     advertising = () if netmap is None or not up else netmap.self.advertised_routes
     findings = daemon.notices.findings()
     if up:
         findings += [*daemon.trust_findings, *daemon.setup.findings]
-        findings += rerouted(() if daemon.trusted is None else daemon.trusted.peers, lambda peer: daemon.peer_status(peer).carries)
+        findings += rerouted(() if daemon.trusted is None else daemon.trusted.peers, lambda peer: statuses.get(peer, NO_STATUS).carries)
     if daemon.control.standing == "disabled":
         findings.append(Finding("disabled", "an admin disabled this node"))
     return health(
@@ -44,8 +54,10 @@ def health_lines(daemon: Daemon) -> list[HealthLine]:
     )
 
 
-def status(daemon: Daemon) -> Json:
+async def status(daemon: Daemon) -> Json:
     """The status document."""
+    netmap = daemon.control.netmap if daemon.state.prefs.want_up else None
+    statuses = await daemon.statuses(() if netmap is None else netmap.peers)
     client = daemon.control.client
     heard = client.last_heard if client is not None else 0.0
     last_seen = asyncio.get_running_loop().time() - heard if heard else None
@@ -55,9 +67,9 @@ def status(daemon: Daemon) -> Json:
         daemon.state_name(),
         ServerFacts(daemon.state.server_url, client is not None and client.connected, last_seen),
         own,
-        daemon.control.netmap if daemon.state.prefs.want_up else None,
-        daemon.peer_status,
-        health_lines(daemon),
+        netmap,
+        lambda peer: statuses.get(peer, NO_STATUS),
+        health_of(daemon, statuses),
         now=daemon.now(),
         version=daemon.machine.version,
     )

@@ -72,6 +72,11 @@ class RelayLink:
         self._down_since: float | None = None
         self.reason = ""
 
+    @property
+    def connected(self) -> bool:
+        """Whether it can be used now."""
+        return self._leg is not None and self._leg.client.connected
+
     def use(self, url: str, server_key: bytes, node_key: PrivateKey) -> None:
         """Be connected to `url` (empty: to none) with this key."""
         if (url, server_key) != (self._url, self._server_key):

@@ -21,7 +21,7 @@ async def report_health(daemon: Daemon) -> None:
         client = daemon.control.client
         if client is None or not client.connected or daemon.engine is None:
             continue
-        lines = tuple(HealthLine(line.code[:40], line.severity[:20], line.text[:400]) for line in health_lines(daemon)[:MAX_LINES])
+        lines = tuple(HealthLine(line.code[:40], line.severity[:20], line.text[:400]) for line in (await health_lines(daemon))[:MAX_LINES])
         session = client.session
         if (lines or told is not None) and told != (session, lines):
             client.health(lines)

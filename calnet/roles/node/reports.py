@@ -19,24 +19,24 @@ _SECRET: Final = re.compile(r"calnet-(?:token-)?[A-Za-z0-9_-]{20,}")
 """Pre-auth keys and API tokens: no log line holds one, and should one ever, it goes no further."""
 
 
-def metrics_text(daemon: Daemon) -> str:
-    """All families, as they are now."""
-    netmap, engine = daemon.control.netmap, daemon.engine
+async def metrics_text(daemon: Daemon) -> str:
+    """All families, as they are now; without the data path's where it does not answer."""
+    netmap = daemon.control.netmap
     peers = () if netmap is None else netmap.peers
-    statuses = [daemon.peer_status(peer.id) for peer in peers]
+    statuses = (await daemon.statuses(peers)).values()
+    figures, up = await daemon.figures(), daemon.engine is not None
     paths = Counter(found.path for found in statuses)
     families = [
         Metric("calnet_build_info", "gauge", "Always 1; the label is the version.", {(("version", __version__),): 1}),
-        single("calnet_up", "gauge", "Whether the tunnel is up.", engine is not None),
+        single("calnet_up", "gauge", "Whether the tunnel is up.", up),
         single("calnet_server_connected", "gauge", "Whether the control session stands.", daemon.control.connected),
-        single("calnet_relay_connected", "gauge", "Whether the relay can be used.", daemon.relay.down_s() is None and engine is not None),
+        single("calnet_relay_connected", "gauge", "Whether the relay can be used.", daemon.relay.down_s() is None and up),
         Metric("calnet_peers", "gauge", "Peers by the path to them.", {(("path", path),): paths[path] for path in ("direct", "relay", "none")}),
         single("calnet_peers_online", "gauge", "Peers that the server sees.", sum(peer.online for peer in peers)),
         single("calnet_received_bytes_total", "counter", "Bytes of tunnel datagrams received.", sum(found.rx_bytes for found in statuses)),
         single("calnet_sent_bytes_total", "counter", "Bytes of tunnel datagrams sent.", sum(found.tx_bytes for found in statuses)),
     ]
-    if engine is not None:
-        figures = engine.figures()
+    if figures is not None:
         changes: dict[tuple[tuple[str, str], ...], float] = {(("to", way),): count for way, count in sorted(figures.path_changes.items())}
         families += [
             Metric("calnet_path_changes_total", "counter", "Changes of peers' paths, by what they changed to.", changes),
@@ -53,7 +53,7 @@ async def bug_report(daemon: Daemon) -> Json:
         "calnet": __version__,
         "python": sys.version.split()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "status": status(daemon),
+        "status": await status(daemon),
         "preferences": {
             "hostname": daemon.state.prefs.hostname,
             "advertise_routes": list(daemon.state.prefs.advertise_routes),
@@ -70,6 +70,6 @@ async def bug_report(daemon: Daemon) -> Json:
         "gateways": [f"{gateway.address or 'direct'} by {gateway.interface}" for gateway in view.gateways],
         "port_mapping": None if daemon.mapper.lease is None else f"{daemon.mapper.lease.protocol} {daemon.mapper.lease.endpoint}",
         "relay_rtt_ms": None if relay_rtt is None else round(relay_rtt * 1000, 2),
-        "metrics": metrics_text(daemon).splitlines(),
+        "metrics": (await metrics_text(daemon)).splitlines(),
         "log": [_SECRET.sub("[removed]", line) for line in log_format.recent()],
     }

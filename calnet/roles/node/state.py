@@ -20,6 +20,7 @@ from calnet.errors import InvalidError, StateError, WireError
 from calnet.files import PrivateLock, private_directory, read_private, remove_private, write_private
 from calnet.host.netlink import Numbers
 from calnet.model import Netmap
+from calnet.roles.node.engine import Identity
 from calnet.roles.node.handshake_log import HandshakeLog
 from calnet.wire.netmap import decode_netmap, encode_netmap
 
@@ -44,6 +45,10 @@ class Keys:
     @classmethod
     def generate(cls, random: RandomBytes) -> Keys:
         return cls(PrivateKey.generate(random), PrivateKey.generate(random), PrivateKey.generate(random))
+
+    def identity(self) -> Identity:
+        """What the data path is to know of them."""
+        return Identity(self.node, self.discovery, self.previous)
 
     def renewed(self, random: RandomBytes) -> Keys:
         """The same machine with new node and discovery keys."""

@@ -172,7 +172,7 @@ class Node:
             raise StateError("the disk is full")
         self.stamps.append((node_key, timestamp, sent))
 
-    def path_changed(self, peer: NodeId, description: str) -> None:
+    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:
         self.changes.append(description)
 
     def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:

@@ -23,12 +23,13 @@ from calnet.paths.stun_client import MappingBehaviour
 from calnet.paths.way import Way
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.daemon import NO_STATUS, Daemon, Machine
-from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Netcheck, PeerStatus, PingAnswer
+from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Identity, Netcheck, PeerStatus, PingAnswer
+from calnet.roles.node.health import HealthLine
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.login import Logins
 from calnet.roles.node.operations import Operations
-from calnet.roles.node.overview import health_lines
-from calnet.roles.node.state import Keys, StateDirectory
+from calnet.roles.node.overview import health_of
+from calnet.roles.node.state import StateDirectory
 from calnet.roles.node.underlay import MessageSocket, Server
 from calnet.wire import control, relay
 from calnet.wire import netmap as netmaps
@@ -244,18 +245,19 @@ class RelaySession:
 class FakeEngine:
     """Remembers what it was told."""
 
-    def __init__(self, port: int, host: EngineHost, keys: Keys) -> None:
+    def __init__(self, port: int, host: EngineHost, identity: Identity) -> None:
         self.port, self.host = port or 40_001, host
         self.mtu = 1280
         self.gso_max_size: int | None = None
-        self.identities = [keys.node.public]
+        self.identities = [identity.node.public]
+        self.clock_offset = 0.0
         self.netmaps: list[tuple[Netmap, bool]] = []
         self.relay_states: list[bool] = []
         self.relayed_in: list[tuple[NodeId, bytes]] = []
         self.candidates_in: list[tuple[NodeId, tuple[Endpoint, ...]]] = []
         self.endpoints: tuple[Endpoint, ...] = ()
         self.stun: tuple[Endpoint, ...] = ()
-        self.statuses: dict[NodeId, PeerStatus] = {}
+        self.standing: dict[NodeId, PeerStatus] = {}
         self.answers: list[PingAnswer] = []
         self.views: tuple[View, View | None] = (View("none", False, False, True, MappingBehaviour.UNKNOWN), None)
         self.closed = self.moved = False
@@ -264,8 +266,11 @@ class FakeEngine:
         self.ways = dict(ways)
         self.netmaps.append((netmap, accept_routes))
 
-    def set_identity(self, keys: Keys) -> None:
-        self.identities.append(keys.node.public)
+    def set_clock(self, offset: float) -> None:
+        self.clock_offset = offset
+
+    def set_identity(self, identity: Identity) -> None:
+        self.identities.append(identity.node.public)
 
     def relayed(self, peer: NodeId, datagrams: Iterable[bytes | bytearray | memoryview]) -> None:
         self.relayed_in += [(peer, bytes(datagram)) for datagram in datagrams]
@@ -276,7 +281,7 @@ class FakeEngine:
     def candidates(self, peer: NodeId, endpoints: Iterable[Endpoint]) -> None:
         self.candidates_in.append((peer, tuple(endpoints)))
 
-    def change_port(self) -> None:
+    async def change_port(self) -> None:
         self.port += 1
 
     def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
@@ -297,10 +302,10 @@ class FakeEngine:
     async def why(self, peer: NodeId, timeout_s: float) -> tuple[View, View | None]:
         return self.views
 
-    def peer_status(self, peer: NodeId) -> PeerStatus:
-        return self.statuses.get(peer, NO_STATUS)
+    async def statuses(self, peers: Sequence[NodeId]) -> Mapping[NodeId, PeerStatus]:
+        return {peer: self.standing.get(peer, NO_STATUS) for peer in peers}
 
-    def figures(self) -> Figures:
+    async def figures(self) -> Figures:
         return Figures(3, {"direct": 2})
 
     async def netcheck(self, timeout_s: float) -> Netcheck:
@@ -365,7 +370,7 @@ class World:
     def _open(self, port: int, host: EngineHost, directory: StateDirectory) -> FakeEngine:
         if self.engine_error is not None:
             raise self.engine_error
-        engine = FakeEngine(port, host, directory.state.keys)
+        engine = FakeEngine(port, host, directory.state.keys.identity())
         self.engines.append(engine)
         return engine
 
@@ -386,9 +391,13 @@ class World:
     def engine(self) -> FakeEngine:
         return self.engines[-1]
 
+    def health_lines(self) -> list[HealthLine]:
+        """The lines of `status`."""
+        return health_of(self.daemon, self.engine.standing if self.engines else {})
+
     def codes(self) -> list[str]:
         """The codes of `status`'s health lines."""
-        return [line.code for line in health_lines(self.daemon)]
+        return [line.code for line in self.health_lines()]
 
 
 def run(path: Path, script: Callable[[World], Coroutine[Any, Any, None]], server: FakeServer | None = None) -> None:

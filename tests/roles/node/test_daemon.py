@@ -509,8 +509,7 @@ def test_last_working_endpoint_is_kept_before_the_published_ones(tmp_path: Path)
         await world.boot()
         await world.up()
         working = Endpoint("198.51.100.2", 7)
-        world.engine.statuses[NodeId(2)] = PeerStatus("direct", working, 0.01, None, 0, 0)
-        world.daemon.path_changed(NodeId(2), "direct")
+        world.daemon.path_changed(NodeId(2), "direct", working)
         await world.halt()
         world.server.reachable = False
         await world.boot()
@@ -526,7 +525,7 @@ def test_prefix_that_moves_to_another_router_is_logged_and_shown(tmp_path: Path,
         await world.boot()
         await world.up(accept_routes=True)
         assert "router-silent" not in world.codes()
-        world.engine.statuses[NodeId(3)] = replace(daemon_module.NO_STATUS, carries=(lan,))
+        world.engine.standing[NodeId(3)] = replace(daemon_module.NO_STATUS, carries=(lan,))
         with caplog.at_level("INFO"):
             world.daemon.router_moved(lan, NodeId(2), NodeId(3), "no answer for 9 s")
         assert caplog.messages == ["router_moved prefix=10.0.0.0/8 from=node2 to=node3 why=no answer for 9 s"]
@@ -642,6 +641,97 @@ def test_stamp_that_can_not_be_kept_is_refused_and_shown(tmp_path: Path, monkeyp
     run(tmp_path, script)
 
 
+def test_data_path_that_ends_by_itself_is_opened_again_at_once_and_nothing_else_is_disturbed(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await until(lambda: world.engine.relay_states[-1:] == [True])
+        first = world.engine
+        first.host.engine_ended("was ended by SIGKILL")
+        assert first.closed
+        status = await world.call("status")
+        assert (status["state"], [peer["path"] for peer in status["peers"]]) == ("starting", ["none", "none"])
+        (line,) = (line for line in status["health"] if line["code"] == "data-path")
+        assert line["severity"] == "error"
+        assert line["text"] == "the data path's process was ended by SIGKILL: nothing is carried until a new one runs, which is started now"
+        await until(lambda: len(world.engines) == 2 and world.daemon.state_name() == "running")
+        assert world.engine.port == first.port
+        assert world.engine.netmaps == [(a_netmap(), False)]
+        assert world.engine.relay_states == [True], "the relay's connection stands, and the new one hears of it"
+        assert world.engine.endpoints == (Endpoint("192.0.2.7", first.port),)
+        assert world.network.configured is not None
+        assert "data-path" not in world.codes()
+        (line,) = (line for line in (await world.call("status"))["health"] if line["code"] == "data-path-restarted")
+        assert (line["severity"], line["text"]) == ("warning", "the data path's process was ended by SIGKILL; a new one took its place")
+        assert (len(world.server.sessions), len(world.server.relays)) == (1, 1)
+
+    run(tmp_path, script)
+
+
+def test_data_path_that_does_not_last_is_opened_again_after_pauses_and_down_ends_that(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        await until(lambda: world.engine.relay_states[-1:] == [True])
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        await until(lambda: len(world.engines) == 2)
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        for _ in range(3):
+            world.daemon.settle()  # whatever else happens does not cut the pause short
+        await asyncio.sleep(0)
+        assert len(world.engines) == 2
+        assert "data-path" in world.codes()
+        world.clock.advance(1.0)
+        await until(lambda: len(world.engines) == 3)
+        assert len(world.server.relays) == 1, "the relay's connection stands all the while"
+        assert world.engine.relay_states == [True]
+        world.engine_error = HostError("the device is busy")
+        world.engine.host.engine_ended("was ended by SIGSEGV")
+        world.clock.advance(60.0)
+        await until(lambda: "host" in world.codes())
+        assert "data-path" in world.codes()
+        await world.call("down")
+        assert not {"data-path", "host"} & set(world.codes())
+        world.engine_error = None
+        await world.call("up")
+        assert world.daemon.state_name() == "running"
+        assert len(world.engines) == 4
+
+    run(tmp_path, script)
+
+
+def test_data_path_hears_the_servers_time_when_it_opens_and_as_it_changes(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        world.server.time_ahead = 7.0
+        await world.boot()
+        await world.up()
+        assert world.engine.clock_offset == pytest.approx(7.0)
+        await world.server.session.say(control.Pong(1, world.clock.wall - 3.0))
+        await until(lambda: world.engine.clock_offset == pytest.approx(-3.0))
+
+    run(tmp_path, script)
+
+
+def test_data_path_that_does_not_answer_leaves_status_and_metrics_standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> None:
+        raise TimedOutError("the data path's process does not answer")
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up()
+        world.engine.standing[NodeId(2)] = PeerStatus("direct", None, None, None, 0, 0)
+        for name in ("statuses", "figures", "change_port"):
+            monkeypatch.setattr(world.engine, name, silent)
+        assert [peer["path"] for peer in (await world.call("status"))["peers"]] == ["none", "none"]
+        text = (await world.call("metrics"))["text"]
+        assert "calnet_up 1" in text
+        assert "calnet_dropped_packets_total" not in text
+        world.network.change(NetworkView((Interface(3, "eth1", True, (IPv4Interface("192.0.2.8/24"),)),)))
+        await until(lambda: world.engine.endpoints == (Endpoint("192.0.2.8", world.engine.port),))
+
+    run(tmp_path, script)
+
+
 def test_damaged_netmap_is_set_aside_and_fetched_anew(tmp_path: Path) -> None:
     async def script(world: World) -> None:
         await world.boot()
@@ -674,10 +764,10 @@ def test_status_document_has_the_fields_that_scripts_rely_on(tmp_path: Path) -> 
     async def script(world: World) -> None:
         await world.boot()
         await world.up()
-        world.engine.statuses[NodeId(2)] = PeerStatus("relay", None, 0.0121, world.clock.wall - 3.2, 10, 20)
+        world.engine.standing[NodeId(2)] = PeerStatus("relay", None, 0.0121, world.clock.wall - 3.2, 10, 20)
         status = await world.call("status")
         assert status["peers"][0]["path_note"] is None
-        world.engine.statuses[NodeId(2)] = replace(world.engine.statuses[NodeId(2)], left="UDP is throttled here")
+        world.engine.standing[NodeId(2)] = replace(world.engine.standing[NodeId(2)], left="UDP is throttled here")
         assert (await world.call("status"))["peers"][0]["path_note"] == "UDP is throttled here"
         assert set(status) == STATUS
         assert set(status["server"]) >= SERVER

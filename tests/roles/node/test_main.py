@@ -23,10 +23,13 @@ from calnet.roles.node.routes import Finding
 def test_settings_without_flags_are_the_contracts_defaults() -> None:
     settings = node_main.settings_of(argparse.Namespace())
     assert (str(settings.state_dir), str(settings.socket), settings.tun) == ("/var/lib/calnet", "/run/calnet/calnet.sock", "calnet0")
-    assert (settings.port, settings.mtu, settings.operator) == (0, 1280, "")
+    assert (settings.port, settings.mtu, settings.operator, settings.processes) == (0, 1280, "", 1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("port", "70000"), ("port", "-1"), ("port", "x"), ("mtu", "100"), ("mtu", "100000"), ("mtu", "1e3")])
+WRONG = (("port", ("70000", "-1", "x")), ("mtu", ("100", "100000", "1e3")), ("processes", ("0", "3", "two")))
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG for value in values])
 def test_settings_with_a_number_out_of_bounds_are_a_usage_error(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"--{name}"):
         node_main.settings_of(argparse.Namespace(**{name: value}))
