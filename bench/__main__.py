@@ -1,5 +1,6 @@
 """All benches in one command: python -m bench [--quick] [--write FILE] [BENCH …], by default all: startup, throughput, handshakes, peers, exact, first_packet,
-memory, quiet, matrix, hard_pairs, recovery, relay, control, policy and simulation.
+memory, quiet, matrix, hard_pairs, recovery, relay, processes, control,
+policy and simulation.
 
 Each prints its JSON lines as it goes; at the end stands one Markdown table of what was measured against its target. `--write docs/performance.md` puts the
 tables between the two marker comments there, and a plot into docs/performance.svg if throughput was measured. Needs root, ip and nft (except startup, relay,
@@ -32,6 +33,7 @@ BENCHES = (
     "hard_pairs",
     "recovery",
     "relay",
+    "processes",
     "control",
     "policy",
     "simulation",

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.disturbance import settle
+from bench.table import Found
 from bench.tunnel_lab import ROOT, UNDERLAY, End, Lab, until
 from calnet.errors import CalnetError, HostError
 from calnet.roles.demo.product import ask
@@ -252,8 +253,9 @@ def table(results: dict[tuple[int, str], list[float]], rounds: int) -> str:
     return "\n".join(lines)
 
 
-def run(rounds: int, seconds: float, peers: int) -> str:
-    """The table of all rounds."""
+def run(quick: bool = False, rounds: int | None = None, seconds: float = 3.0, peers: int = 1000) -> Found:
+    """All rounds; a table of them."""
+    rounds = rounds or (1 if quick else 4)
     results: dict[tuple[int, str], list[float]] = defaultdict(list)
     with Lab(prefix="prc") as lab:
         net = Network(lab)
@@ -264,17 +266,17 @@ def run(rounds: int, seconds: float, peers: int) -> str:
                 print(json.dumps({"bench": "processes", "round": number, "processes": processes} | {k: round(v, 3) for k, v in found.items()}), flush=True)
                 for name, value in found.items():
                     results[processes, name].append(value)
-    return table(results, rounds)
+    return Found([], table(results, rounds))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.processes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--peers", type=int, default=1000)
     args = parser.parse_args()
     try:
-        print("\n" + run(args.rounds, args.seconds, args.peers))
+        print("\n" + run(rounds=args.rounds, seconds=args.seconds, peers=args.peers).table)
     except (CalnetError, RuntimeError, TimeoutError, subprocess.SubprocessError) as failure:
         print(f"bench processes failed: {failure}", file=sys.stderr)
         return 1
