@@ -82,7 +82,7 @@ from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
 from calnet.tunnel.segment import Super, finish_checksum, parse_super
-from calnet.tunnel.session import Session, SessionExhausted
+from calnet.tunnel.session import Session
 from calnet.tunnel.streams import key as stream_key
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
@@ -556,7 +556,7 @@ class DataPath:
             return
         try:
             self._seal(session, packet, shape)
-        except (WireError, SessionExhausted):
+        except WireError:
             self._dropped += 1
 
     def _too_long(self, session: Session, packet: memoryview, shape: Super | None) -> None:
