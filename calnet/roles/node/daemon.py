@@ -15,28 +15,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from calnet import __version__
 from calnet.crypto.keys import RandomBytes
-from calnet.errors import CalnetError, HostError, StateError, TimedOutError, UnreachableError
+from calnet.errors import CalnetError, HostError, StateError
 from calnet.host.interfaces import WayOut, has_moved, ways_out
-from calnet.model import Buffer, Endpoint, Netmap, NodeId, Peer, Prefix
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Prefix
 from calnet.paths.way import Way
 from calnet.roles.node import routes
 from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.control_client import FetchKey
 from calnet.roles.node.control_link import ACTIVE, PENDING, REFUSING, UNKNOWN, ControlLink
-from calnet.roles.node.engine import Engine, Figures, NotStartedError, OpenEngine, PeerStatus
+from calnet.roles.node.engine import Engine, NotStartedError, OpenEngine, PeerStatus
 from calnet.roles.node.escape import shown
 from calnet.roles.node.host_keeper import HostKeeper, Wanted
 from calnet.roles.node.host_setup import HostSetup
 from calnet.roles.node.notices import Notices
 from calnet.roles.node.port_mapping import PortMapper
 from calnet.roles.node.relay_link import RelayLink
-from calnet.roles.node.restarts import Restarts
+from calnet.roles.node.restarts import Restarts, soon
 from calnet.roles.node.routes import Finding
 from calnet.roles.node.state import NodeState, StateDirectory
 from calnet.roles.node.tasks import Tasks
@@ -490,7 +490,7 @@ class Daemon:
         self.setup.forget()
         pause = self._restarts.ended(self.clocks.elapsed(), self._jitter())
         self._ended = why
-        self.health("data-path", f"the data path's process {why}: nothing is carried until a new one runs, which is started {_soon(pause)}")
+        self.health("data-path", f"the data path's process {why}: nothing is carried until a new one runs, which is started {soon(pause)}")
         self._tell()
         self._restart_in(pause)
 
@@ -504,21 +504,6 @@ class Daemon:
 
     # --- looking at it ---
 
-    async def statuses(self, peers: Iterable[Peer]) -> Mapping[NodeId, PeerStatus]:
-        """How these peers are reached. NO_STATUS for all while there is no data path, or one that does not answer (which is in the health lines)."""
-        ids = [peer.id for peer in peers]
-        known: Mapping[NodeId, PeerStatus] = {}
-        if self.engine is not None:
-            with contextlib.suppress(UnreachableError, TimedOutError):
-                known = await self.engine.statuses(ids)
-        return {peer: known.get(peer, NO_STATUS) for peer in ids}
-
-    async def figures(self) -> Figures | None:
-        """What the data path counted; None without one that answers."""
-        with contextlib.suppress(UnreachableError, TimedOutError):
-            return None if self.engine is None else await self.engine.figures()
-        return None
-
     def hostname(self) -> str:
         """The name this node asks for."""
         return self.state.prefs.hostname or self.machine.hostname
@@ -526,7 +511,3 @@ class Daemon:
     def udp_port(self) -> int | None:
         """The UDP port in use, or the one it will be; None before there was one."""
         return self.engine.port if self.engine is not None else self._fixed_port or self.state.prefs.port or None
-
-
-def _soon(pause: float) -> str:
-    return f"in {pause:.0f} s" if pause >= 1.0 else "now"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 
+from calnet.errors import TimedOutError, UnreachableError
 from calnet.host.probes import forwarding_off
-from calnet.model import NodeId
+from calnet.model import NodeId, Peer
 from calnet.roles.node.daemon import NO_STATUS, Daemon
 from calnet.roles.node.engine import PeerStatus
 from calnet.roles.node.health import Facts, HealthLine, health
@@ -16,9 +18,19 @@ from calnet.roles.node.status import Json, SelfFacts, ServerFacts, status_docume
 Statuses = Mapping[NodeId, PeerStatus]
 
 
+async def statuses_of(daemon: Daemon, peers: Iterable[Peer]) -> Statuses:
+    """How these peers are reached. NO_STATUS for all while there is no data path, or one that does not answer (which is in the health lines)."""
+    ids = [peer.id for peer in peers]
+    known: Statuses = {}
+    if daemon.engine is not None:
+        with contextlib.suppress(UnreachableError, TimedOutError):
+            known = await daemon.engine.statuses(ids)
+    return {peer: known.get(peer, NO_STATUS) for peer in ids}
+
+
 async def health_lines(daemon: Daemon) -> list[HealthLine]:
     """The lines under health."""
-    return health_of(daemon, await daemon.statuses(() if daemon.trusted is None else daemon.trusted.peers))
+    return health_of(daemon, await statuses_of(daemon, () if daemon.trusted is None else daemon.trusted.peers))
 
 
 def health_of(daemon: Daemon, statuses: Statuses) -> list[HealthLine]:
@@ -57,7 +69,7 @@ def health_of(daemon: Daemon, statuses: Statuses) -> list[HealthLine]:
 async def status(daemon: Daemon) -> Json:
     """The status document."""
     netmap = daemon.control.netmap if daemon.state.prefs.want_up else None
-    statuses = await daemon.statuses(() if netmap is None else netmap.peers)
+    statuses = await statuses_of(daemon, () if netmap is None else netmap.peers)
     client = daemon.control.client
     heard = client.last_heard if client is not None else 0.0
     last_seen = asyncio.get_running_loop().time() - heard if heard else None

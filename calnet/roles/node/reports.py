@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import sys
@@ -9,10 +10,11 @@ from collections import Counter
 from typing import Final
 
 from calnet import __version__
+from calnet.errors import TimedOutError, UnreachableError
 from calnet.metrics import Metric, rendered, single
 from calnet.roles.node import log_format
 from calnet.roles.node.daemon import Daemon
-from calnet.roles.node.overview import status
+from calnet.roles.node.overview import status, statuses_of
 from calnet.roles.node.status import Json
 
 _SECRET: Final = re.compile(r"calnet-(?:token-)?[A-Za-z0-9_-]{20,}")
@@ -23,8 +25,11 @@ async def metrics_text(daemon: Daemon) -> str:
     """All families, as they are now; without the data path's where it does not answer."""
     netmap = daemon.control.netmap
     peers = () if netmap is None else netmap.peers
-    statuses = (await daemon.statuses(peers)).values()
-    figures, up = await daemon.figures(), daemon.engine is not None
+    statuses = (await statuses_of(daemon, peers)).values()
+    up, figures = daemon.engine is not None, None
+    if daemon.engine is not None:
+        with contextlib.suppress(UnreachableError, TimedOutError):
+            figures = await daemon.engine.figures()
     paths = Counter(found.path for found in statuses)
     families = [
         Metric("calnet_build_info", "gauge", "Always 1; the label is the version.", {(("version", __version__),): 1}),

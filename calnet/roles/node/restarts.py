@@ -44,3 +44,8 @@ class Restarts:
         seconds = backoff(self._attempt - 1, fraction) if self._attempt else 0.0
         self._attempt, self._opened_at, self._not_before = self._attempt + 1, None, now + seconds
         return seconds
+
+
+def soon(pause: float) -> str:
+    """When it is tried again, in words."""
+    return f"in {pause:.0f} s" if pause >= 1.0 else "now"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calnet.roles.node.restarts import LASTING_S, Restarts
+from calnet.roles.node.restarts import LASTING_S, Restarts, soon
 
 
 def test_first_end_is_followed_at_once_and_later_ones_after_growing_bounded_pauses() -> None:
@@ -53,3 +53,8 @@ def test_one_that_is_not_wanted_forgets_all(ends: int) -> None:
     restarts.unwanted()
     assert restarts.may_open(0.0)
     assert restarts.failed(0.0, 0.5) is None
+
+
+@pytest.mark.parametrize(("pause", "words"), [(0.0, "now"), (0.4, "now"), (1.0, "in 1 s"), (29.6, "in 30 s")])
+def test_pause_in_words(pause: float, words: str) -> None:
+    assert soon(pause) == words
