@@ -28,6 +28,9 @@ class Router(asyncio.DatagramProtocol):
         self.given: dict[int, int] = {}
         """Internal ports and their external ones."""
         self.asked = self.ended = 0
+        self.held: set[str] = set()
+        self.given_back: set[str] = set()
+        """Protocols that a mapping is held by, and those by which one was given back."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.DatagramTransport, transport)
@@ -37,7 +40,7 @@ class Router(asyncio.DatagramProtocol):
             return
         if data[0] == 2 and self.pcp:
             lifetime, internal = int.from_bytes(data[4:8], "big"), int.from_bytes(data[40:42], "big")
-            self._map(internal, lifetime)
+            self._map("pcp", internal, lifetime)
             answer = bytes((2, 0x81, 0, 0)) + struct.pack("!II", lifetime, 1) + bytes(12) + data[24:40] + struct.pack("!HH", internal, 5000)
             self.transport.sendto(answer + bytes(10) + b"\xff\xff" + self.public, addr)
         elif data[0] == 2:
@@ -46,16 +49,19 @@ class Router(asyncio.DatagramProtocol):
             self.transport.sendto(b"\0\x80\0\0" + bytes(4) + self.public, addr)
         else:
             internal, _, lifetime = struct.unpack("!HHI", data[4:12])
-            self._map(internal, lifetime)
+            self._map("nat-pmp", internal, lifetime)
             self.transport.sendto(b"\0\x81\0\0" + bytes(4) + struct.pack("!HHI", internal, 5000, lifetime), addr)
 
-    def _map(self, internal: int, lifetime: int) -> None:
+    def _map(self, protocol: str, internal: int, lifetime: int) -> None:
         self.asked += 1
         if lifetime:
             self.given[internal] = 5000
+            self.held.add(protocol)
         else:
             self.ended += 1
             self.given.pop(internal, None)
+            self.held.discard(protocol)
+            self.given_back.add(protocol)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -150,9 +156,8 @@ def test_endpoint_that_nobody_outside_reaches_is_given_back(public: str) -> None
         async with mapping("127.53.51.7", pcp=True) as (router, mapper, told):
             router.public = socket.inet_aton(public)
             mapper.use("127.53.51.7", PORT)
-            await until(lambda: router.ended > 0)
+            await until(lambda: router.given_back == {"pcp", "nat-pmp"} and not router.held)
             assert told == []
-            assert router.given == {}
 
     asyncio.run(main())
 
