@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import random
 
@@ -253,3 +254,75 @@ def test_without_the_library_the_other_way_is_taken() -> None:
     chosen = choose(lambda: 0.0, None)
     assert set(chosen.by.values()) == {"cryptography"}
     assert isinstance(chosen.new_batch(KEY, Aead.AES_256_GCM), type(portable_batch(KEY, Aead.AES_256_GCM)))
+
+
+class QuicLibrary:
+    """The two functions of libIPSec_MB 2 that are called, done by aead.py: what they are given has to be as the library's header says."""
+
+    def __init__(self, aead: Aead) -> None:
+        self.aead = aead
+        self.calls = 0
+
+    def __getitem__(self, name: str) -> object:
+        pointer, number = ctypes.c_void_p, ctypes.c_uint64
+        if self.aead is Aead.CHACHA20_POLY1305:
+            assert name == "imb_quic_chacha20_poly1305"
+            return ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int, *[pointer] * 5, number, pointer, number)(self._chacha)
+        assert name == "imb_quic_aes_gcm"
+        return ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int, ctypes.c_int, *[pointer] * 5, number, pointer, number, number)(self._aes)
+
+    def _chacha(self, manager: int, key: int, direction: int, *rest: int) -> None:
+        self._work(manager, key, direction, *rest)
+
+    def _aes(self, manager: int, key: int, key_size: int, direction: int, *rest: int) -> None:
+        *before, tag_size, count = rest
+        assert (key_size, tag_size) == (32, 16)
+        self._work(manager, key, direction, *before, count)
+
+    def _work(self, manager: int, key: int, direction: int, *rest: int) -> None:
+        outs, texts, lengths, nonces, _, extra, tags, count = rest
+        assert (manager, extra) == (77, 0)
+        self.calls += 1
+        secret = ctypes.string_at(key, 32)
+        for k in range(count):
+            out, text, length, nonce, tag = (ctypes.c_uint64.from_address(array + 8 * k).value for array in (outs, texts, lengths, nonces, tags))
+            data, number = ctypes.string_at(text, length), ctypes.string_at(nonce, 12)
+            made = seal(secret, number, data, aead=self.aead)
+            if direction == 2:
+                # the text of a stream cipher comes out of sealing once more; the tag is over the ciphertext
+                made = made[:-16] + seal(secret, number, made[:-16], aead=self.aead)[-16:]
+            ctypes.memmove(out, made, length)
+            ctypes.memmove(tag, made[length:], 16)
+
+
+@pytest.mark.parametrize("aead", Aead)
+def test_functions_for_quic_packets_are_called_as_they_want_it(aead: Aead) -> None:
+    fake, tags, draw = QuicLibrary(aead), memoryview(bytearray(16 * ipsec_mb.MAX_BATCH)), random.Random(8)
+    seal_call, open_call = (ipsec_mb._QuicCall(fake, 77, aead, direction, tags) for direction in (1, 2))
+    cipher = ipsec_mb.LibraryBatch(seal_call, open_call, ctypes.create_string_buffer(KEY, 32), tags, portable_batch(KEY, aead))
+    theirs = portable_batch(KEY, aead)
+    for length, most in ((1420, 45), (80, 64), (17, 3)):
+        for _ in range(20):
+            first = draw.randrange(most)
+            count, last = draw.randint(1, most - first), draw.randint(1, length)
+            ours, other = (_places(7, 21, length, most) for _ in range(2))
+            cipher.seal_all(ours, first, count, last)
+            theirs.seal_all(other, first, count, last)
+            assert ours.buffer == other.buffer
+            assert cipher.open_all(ours, first, count, last) == theirs.open_all(other, first, count, last) == []
+            assert ours.buffer == other.buffer
+    assert fake.calls == 120
+
+
+def test_library_without_the_functions_or_of_an_unknown_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Some:
+        def __init__(self, version: int) -> None:
+            self.imb_get_version = lambda: version
+            self.alloc_mb_mgr = self.init_mb_mgr_auto = lambda *_: 0
+
+    for version, why in ((0x10400, "1.4.0 is not known"), (0x30000, "3.0.0 is not known"), (0x20000, "out of memory")):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, version=version: Some(version))
+        with pytest.raises(LibraryError, match=why):
+            Library("some")
+    with pytest.raises(LibraryError, match="imb_quic"):
+        ipsec_mb._QuicCall(ctypes.PyDLL(None), 77, Aead.AES_256_GCM, 1, memoryview(bytearray(2048)))
