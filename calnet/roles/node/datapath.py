@@ -716,8 +716,7 @@ class DataPath:
                 inbound.receive(batch.length, batch.segment)
             count -= 1
             room -= batch.length
-            answer_first = count == READ_BATCH - 1 and batch.length <= batch.segment and self._got_data  # a packet came alone, as an echo request does
-            if not count or room <= 0 or answer_first:  # others have their turn; `receive` may keep one that no readiness tells of
+            if not count or room <= 0:  # others have their turn; `receive` may keep one that no readiness tells of
                 if receive not in self._again:
                     self._again.add(receive)
                     self._loop.call_soon(self._on_udp_again, receive, socket)
