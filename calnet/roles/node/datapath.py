@@ -56,10 +56,10 @@ from calnet.policy.packets import flow_key, quoted_destination
 from calnet.policy.reject import new_limiter, rejection
 from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.reading import READ_BATCH, READ_BYTES, TunReader
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
-from calnet.tunnel.acks import LONGEST, BareAck, bare_ack, supersedes
 from calnet.tunnel.capabilities import AES, CHUNKS
 from calnet.tunnel.chunks import can_be_chunks
 from calnet.tunnel.coalesce import Flow, flow_of
@@ -77,7 +77,7 @@ from calnet.tunnel.effects import (
     TunnelEffect,
 )
 from calnet.tunnel.inbound import Inbound
-from calnet.tunnel.outbound import MAX_PACKET, START, Outbound
+from calnet.tunnel.outbound import START, Outbound
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
@@ -101,12 +101,6 @@ from calnet.wire.ip import (
 from calnet.wire.stun import TRANSACTION_SIZE, build_request
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
-READ_BATCH: Final = 64
-"""TUN packets, or UDP batches, taken before others have their turn…"""
-READ_BYTES: Final = 1 << 20
-"""…or so many bytes. Both ends of a stream work at once only where neither waits long for the other: with four times as much a stream was 5 % slower."""
-SLOT: Final = 2048
-"""Bytes of a packet that may be joined to others, its virtio header included."""
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
 MAX_FLOWS: Final = 256
@@ -186,12 +180,8 @@ class DataPath:
         self._sent_in_second = (0, 0)
         self._sent_flow: bytes | None = None
         self._sent_session: Session | None = None
-        self._slot = (memoryview(bytearray(SLOT)), memoryview(bytearray(MAX_PACKET + START)))
-        """Where a packet is read that may join the one in the outbound buffer; what is longer than SLOT goes on in the second."""
         self._again: set[Receive] = set()
         """Sockets whose turn comes again, each once."""
-        self._came_alone = False
-        """The TUN had one packet the last time: the next one leaves before it is asked whether there are more."""
         self._sent_flows: dict[bytes, Session] = {}
         self._streams: dict[int, tuple[Session, Super]] = {}
         self._accepted: set[tuple[Session, bytes]] = set()
@@ -203,7 +193,7 @@ class DataPath:
         offloads = tun.offloads
         self._vnet = offloads.vnet_header
         self._outbound = Outbound(max(mtu, ETHERNET), self._send_run)
-        self._read_buffer = self._outbound.plain if self._vnet else self._outbound.plain[START:]
+        self._reader = TunReader(tun, self._outbound, self, lambda: self._sender.full)
         self._inbound = Inbound(
             vnet=offloads.vnet_header,
             tcp=offloads.tcp,
@@ -428,42 +418,16 @@ class DataPath:
 
     def _on_tun(self) -> None:
         self._begin(flowing=True)
-        read, buffer, count, room = self._tun.read_into, self._read_buffer, 0, READ_BYTES
         try:
-            length = read(buffer)
-            while length:
-                count += 1
-                room -= length
-                if length > SLOT and self._take_known(length):
-                    length = read(buffer) if count < READ_BATCH and room > 0 and not self._sender.full else 0
-                    continue
-                several = count > 1 or not self._came_alone
-                ack = bare_ack(self._outbound.plain[START:length]) if several and self._vnet and length <= LONGEST + START else None
-                flow = self._joinable(length) if several and ack is None else None
-                if ack is not None:
-                    length, read_too = self._take_acks(length, ack)
-                    count += read_too // 4  # they cost so much less than others
-                elif flow is not None:
-                    length, joined = self._take_run(length, flow)
-                    count += joined // 4  # they cost so much less than others
-                else:
-                    self._take(length if self._vnet else length + START)
-                    if count == 1 and self._came_alone:
-                        self._outbound.flush()
-                    length = read(buffer) if count < READ_BATCH and room > 0 and not self._sender.full else 0
-                if count >= READ_BATCH and length:
-                    self._take(length)
-                    break
-            if count:
-                self._came_alone = count == 1
+            self._reader.turn()
         except HostError as error:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
         self._settle(flowing=True)
 
-    def _take_known(self, length: int) -> bool:
-        """Take a super-packet of a stream that was asked about a moment ago, if the one just read is that."""
-        if not self._streams or not self._vnet:
+    def take_known(self, length: int) -> bool:
+        """reading.Taker's."""
+        if not self._streams:
             return False
         known = self._streams.get(stream_key(self._outbound.plain, length))
         if known is None:
@@ -472,75 +436,19 @@ class DataPath:
         self._outbound.send_chunks(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
         return True
 
-    def _joinable(self, length: int) -> Flow | None:
-        """The flow of the packet just read, if it is a UDP datagram of the flow that the last one was of, to a peer that takes chunks: such ones, when they
-        come in numbers, are put together as the kernel's own segmentation offload (USO) would have left them."""
-        session, plain = self._sent_session, self._outbound.plain
-        if session is None or not self._vnet or length > SLOT or plain[1] or not session.peer.config.chunks:
+    def joinable(self, length: int) -> Flow | None:
+        """reading.Taker's: only to a peer that takes chunks."""
+        session = self._sent_session
+        if session is None or not session.peer.config.chunks:
             return None
-        packet = plain[START:length]
+        packet = self._outbound.plain[START:length]
         if flow_key(packet) != self._sent_flow:
             return None
         flow = flow_of(packet, len(packet))
         return flow if flow is not None and flow.protocol == Protocol.UDP and flow.header + flow.payload == len(packet) else None
 
-    def _take_run(self, length: int, flow: Flow) -> tuple[int, int]:
-        """Take the packet just read, and those that come behind it while they join it. Returns the length of the one that came then and doesn't (0: none came),
-        and how many were taken."""
-        plain, (slot, _) = self._outbound.plain, self._slot
-        read, number, mask, expected, end = self._tun.read_parts, int.from_bytes, flow.mask, flow.expected, length
-        header, payload = self._slot[0][START : START + flow.header], self._slot[0][START + flow.header : length]
-        joined, following = 1, 0
-        while joined < flow.limit and (following := read(self._slot)) == length and not slot[1] and number(header, "big") & mask == expected:
-            plain[end : end + flow.payload] = payload
-            end += flow.payload
-            joined += 1
-            following = 0
-        shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, end - START) if joined > 1 else None
-        self._take(length, shape)
-        self._move_slot(following)
-        if joined == flow.limit and not self._sender.full:
-            following = self._tun.read_into(self._read_buffer)
-        return following, joined
-
-    def _take_acks(self, length: int, ack: BareAck) -> tuple[int, int]:
-        """Take the bare acknowledgement just read and those behind it, but those that a later one makes needless. Returns the length of the packet that came
-        then and is none (0: none came), and how many were read."""
-        plain, (slot, _) = self._outbound.plain, self._slot
-        read, waiting = self._tun.read_parts, {ack.common: (ack, bytes(plain[:length]))}
-        count, following = 1, 0
-        while count < READ_BATCH:
-            following = read(self._slot)
-            later = bare_ack(slot[START:following]) if 0 < following <= LONGEST + START else None
-            if later is None:
-                break
-            known = waiting.get(later.common)
-            if known is not None and not supersedes(later, known[0]):
-                self._take_all(waiting)
-            waiting[later.common] = later, bytes(slot[:following])
-            count += 1
-            following = 0
-        self._take_all(waiting)
-        self._move_slot(following)
-        if count == READ_BATCH and not self._sender.full:
-            following = self._tun.read_into(self._read_buffer)
-        return following, count
-
-    def _take_all(self, waiting: dict[int, tuple[BareAck, bytes]]) -> None:
-        for _, packet in waiting.values():
-            self._outbound.plain[: len(packet)] = packet
-            self._take(len(packet))
-        waiting.clear()
-
-    def _move_slot(self, length: int) -> None:
-        """What was read to the slot, `length` bytes, is the next packet to be taken."""
-        plain, (slot, rest) = self._outbound.plain, self._slot
-        plain[: min(length, SLOT)] = slot[: min(length, SLOT)]
-        if length > SLOT:
-            plain[SLOT:length] = rest[: length - SLOT]
-
-    def _take(self, end: int, shape: Super | None = None) -> None:
-        """The packet at `plain[START:end]`, its virtio header (where the device has them) before it. `shape`: it is the first of several joined ones."""
+    def take(self, end: int, shape: Super | None = None) -> None:
+        """reading.Taker's: the packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
         packet = self._outbound.plain[START:end]
         flow = flow_key(packet)
         session = None if flow is None else self._sent_flows.get(flow)
@@ -645,7 +553,7 @@ class DataPath:
         self._outbound.flush()
         for packet in packets:
             self._outbound.plain[: len(packet)] = packet
-            self._take(len(packet))
+            self.take(len(packet))
         self._outbound.flush()
         return True
 
@@ -784,7 +692,7 @@ class DataPath:
         while self._answers:
             packet = bytes(START) + self._answers.popleft()
             self._outbound.plain[: len(packet)] = packet
-            self._take(len(packet))
+            self.take(len(packet))
             self._forget_flows()  # a reset says nothing of what this host sends in its flow
 
     def _not_data(self, datagram: memoryview) -> None:
