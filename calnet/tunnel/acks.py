@@ -11,7 +11,7 @@ acknowledgements does it (CAKE's `ack-filter`), under the strictest rules:
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from calnet.tunnel.streams import TCP_SIZE, TIMESTAMPS
 from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, Protocol
@@ -20,11 +20,27 @@ _HALF: Final = 1 << 31
 _MASK32: Final = 0xFFFFFFFF
 
 
-class BareAck(NamedTuple):
-    """A bare acknowledgement: what those that may stand for each other have in common, as a number, and what it acknowledges."""
+class BareAck:
+    """A bare acknowledgement: `common` is what those that may stand for each other are alike in, as a number, `length` its bytes."""
 
-    common: int
-    acknowledged: int
+    __slots__ = ("_mask", "_shift", "acknowledged", "common", "length")
+
+    def __init__(self, number: int, mask: int, length: int, at: int) -> None:
+        """`number` is the packet of `length` bytes; what it acknowledges stands at `at`."""
+        self.common, self.length = number & mask, length
+        self._mask, self._shift = mask, (length - at - 4) * 8
+        self.acknowledged = number >> self._shift & _MASK32
+
+    def gives_way_to(self, packet: memoryview) -> bool:
+        """Whether the packet, which may have padding behind it, makes this one needless: it acknowledges more, and is alike otherwise. This one is it then."""
+        number = int.from_bytes(packet[: self.length], "big")
+        if number & self._mask != self.common:
+            return False
+        acknowledged = number >> self._shift & _MASK32
+        if not 0 < (acknowledged - self.acknowledged & _MASK32) < _HALF:
+            return False
+        self.acknowledged = acknowledged
+        return True
 
 
 def _mask(ip_header: int, size: int) -> int:
@@ -63,9 +79,4 @@ def bare_ack(packet: memoryview) -> BareAck | None:
     options = bytes(packet[start + TCP_HEADER_SIZE :])
     if not alone or (options and not options.startswith(TIMESTAMPS)):
         return None
-    return BareAck(len(packet) << LONGEST * 8 | int.from_bytes(packet, "big") & mask, int.from_bytes(packet[start + 8 : start + 12], "big"))
-
-
-def supersedes(later: BareAck, earlier: BareAck) -> bool:
-    """Whether one makes the other needless: it acknowledges more, and they are alike otherwise."""
-    return later.common == earlier.common and 0 < (later.acknowledged - earlier.acknowledged & _MASK32) < _HALF
+    return BareAck(int.from_bytes(packet, "big"), mask, len(packet), start + 8)

@@ -19,6 +19,7 @@ from calnet.crypto.aead import TAG_SIZE, BadTag
 from calnet.crypto.batch import NONCE_STEP, Places
 from calnet.errors import WireError
 from calnet.model import Buffer
+from calnet.tunnel.acks import LONGEST, BareAck, bare_ack
 from calnet.tunnel.chunk_inbound import Accept, ChunkInbound, Opened, Write
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
@@ -28,6 +29,8 @@ from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, Messag
 BUFFER_SIZE: Final = 65536
 _MAX_SHAPES: Final = 32
 _HEADER: Final = struct.Struct("<IIQ")
+_ACK_SIZE: Final = TRANSPORT_OVERHEAD + -(-LONGEST // 16) * 16
+"""Of a datagram with a bare acknowledgement, at most."""
 _MAX_KEPT: Final = 128
 """Datagrams a batch may hold for its views to be kept."""
 
@@ -167,6 +170,8 @@ class Inbound:
 
     def _deliver(self, session: Session, plains: list[memoryview], good: Sequence[int], size: int) -> None:
         """Write the opened packets, runs of one flow as one."""
+        if size <= _ACK_SIZE:
+            good = self._without_needless(plains, good)
         position, end = 0, len(good)
         while position < end:
             first = good[position]
@@ -178,6 +183,19 @@ class Inbound:
                 position += 1
                 continue
             position += self._deliver_run(session, plains, good, position, size, flow)
+
+    def _without_needless(self, plains: list[memoryview], good: Sequence[int]) -> Sequence[int]:
+        """`good` without the acknowledgements that the next one makes needless (acks.py): a stock peer's come in numbers, and each costs a write."""
+        kept: list[int] = []
+        before: BareAck | None = None
+        for k in good:
+            plain = plains[k]
+            if before is not None and before.gives_way_to(plain):
+                kept[-1] = k
+            else:
+                kept.append(k)
+                before = bare_ack(plain[: _length_or_zero(plain)])
+        return kept
 
     def _flow(self, plain: memoryview, left: int) -> Flow | None:
         if left < 2 or not self._joined or not plain:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calnet.tunnel.acks import LONGEST, bare_ack, supersedes
+from calnet.tunnel.acks import LONGEST, bare_ack
 from tests.ip_packets import TIMESTAMPS, V4, V6, tcp, udp
 
 SACK = b"\x01\x01\x05\x0a" + bytes(8)
@@ -15,7 +15,10 @@ SACK = b"\x01\x01\x05\x0a" + bytes(8)
 def _later(ack: bytes, packet: bytes) -> bool:
     known, later = bare_ack(memoryview(ack)), bare_ack(memoryview(packet))
     assert known is not None
-    return later is not None and supersedes(later, known)
+    before = known.acknowledged
+    gives_way = known.gives_way_to(memoryview(packet))
+    assert known.acknowledged == (later.acknowledged if gives_way and later is not None else before)
+    return gives_way
 
 
 def _stamped(value: int) -> bytes:

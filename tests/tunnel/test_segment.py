@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import struct
-from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.errors import WireError
-from calnet.tunnel.segment import finish_checksum, parse_super, payload_sums, segment_headers, sum_thirds, thirds_of
-from calnet.wire.ip import Virtio, ones_sum, parse_virtio
+from calnet.tunnel.segment import Headers, finish_checksum, headers_of, parse_super
+from calnet.tunnel.sums import payload_sums
+from calnet.wire.ip import Virtio, parse_virtio
 from tests.ip_packets import (
     DESTINATION_OPTIONS,
     ROUTING,
@@ -32,11 +32,25 @@ from tests.ip_packets import (
 ENDS = st.sampled_from([V4, V6])
 
 
+def _each(made: Headers, count: int) -> list[bytes]:
+    """The headers, written out."""
+    headers = [bytearray(made.template) for _ in range(count)]
+    for offset, numbers in made.columns:
+        assert len(numbers) == count
+        width = numbers.itemsize
+        for header, at in zip(headers, range(0, count * width, width), strict=True):
+            header[offset : offset + width] = numbers.cast("B")[at : at + width]
+    headers[0][:] = made.first or headers[0]
+    headers[-1][:] = made.last
+    return [bytes(header) for header in headers]
+
+
 def _segments(packet: bytes, segment: int) -> list[bytes]:
     view = memoryview(bytearray(as_kernel_gives(packet, segment)))
     shape = parse_super(view[10:], parse_virtio(view))
     payload = packet[shape.header :]
-    headers = segment_headers(view[10:], shape, payload_sums(memoryview(payload), segment))
+    sums = payload_sums(memoryview(payload), segment)
+    headers = _each(headers_of(view[10:], shape, sums), len(sums))
     return [header + payload[index * segment : (index + 1) * segment] for index, header in enumerate(headers)]
 
 
@@ -102,35 +116,6 @@ def test_udp_checksum_that_comes_out_zero_is_sent_as_ffff() -> None:
     assert _segments(packet, 2)[0][26:28] == b"\xff\xff"
 
 
-@given(st.binary(max_size=5000), st.integers(1, 2000))
-def test_payload_sums_are_congruent_to_the_sum_of_each_piece(payload: bytes, step: int) -> None:
-    step = max(step, len(payload) // 50)
-    sums = payload_sums(memoryview(payload), step)
-    assert sums == [ones_sum(payload[at : at + step]) for at in range(0, len(payload), step)]
-
-
-def _pair_by_pair(piece: bytes) -> int:
-    """RFC 1071 to the letter: big-endian words, an odd last byte padded, one by one."""
-    padded = piece + b"\0" * (len(piece) % 2)
-    return sum(padded[at] << 8 | padded[at + 1] for at in range(0, len(padded), 2)) % 65535
-
-
-@pytest.mark.parametrize("fill", [b"\0", b"\xff", b"\xff\0", b"\0\xff", b"\xff\xff\0\0", b"\xff\xfe", b"\x80\0", b"\0\x01", b"random"])
-def test_every_sum_of_any_length_is_that_of_its_words(fill: bytes) -> None:
-    source = Random(7).randbytes(2000) if fill == b"random" else (fill * 2000)[:2000]
-    for length in range(2001):
-        piece = memoryview(source)[:length]
-        expected = _pair_by_pair(source[:length])
-        assert ones_sum(piece) == expected
-        if length % 2 == 0:
-            assert sum_thirds([thirds_of(piece)])[0] % 65535 == expected
-
-
-@given(st.lists(st.binary(max_size=3000).filter(lambda data: len(data) % 2 == 0), max_size=4))
-def test_sum_thirds_of_even_pieces_are_congruent_to_their_sums(pieces: list[bytes]) -> None:
-    assert [one % 65535 for one in sum_thirds([thirds_of(memoryview(piece)) for piece in pieces])] == [_pair_by_pair(piece) for piece in pieces]
-
-
 def test_ecn_bit_of_the_virtio_header_is_no_other_type() -> None:
     packet = tcp(b"x" * 100, flags=0x90)
     flags, kind, *rest = virtio(packet, 50)
@@ -174,7 +159,8 @@ def test_anything_as_super_packet_raises_wire_error_or_is_cut(data: bytes, heade
     except WireError:
         pass
     else:
-        headers = segment_headers(view, shape, payload_sums(view[shape.header :], shape.segment))
+        sums = payload_sums(view[shape.header :], shape.segment)
+        headers = _each(headers_of(view, shape, sums), len(sums))
         assert len(headers) == -(-(len(data) - shape.header) // shape.segment)
     try:
         finish_checksum(view, Virtio(*header))

@@ -183,7 +183,7 @@ class DataPath:
         self._again: set[Receive] = set()
         """Sockets whose turn comes again, each once."""
         self._sent_flows: dict[bytes, Session] = {}
-        self._streams: dict[int, tuple[Session, Super]] = {}
+        self._streams: dict[int, tuple[Callable[[Session, Super], None], Session, Super]] = {}
         self._accepted: set[tuple[Session, bytes]] = set()
         """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
@@ -432,8 +432,8 @@ class DataPath:
         known = self._streams.get(stream_key(self._outbound.plain, length))
         if known is None:
             return False
-        session, shape = known
-        self._outbound.send_chunks(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
+        send, session, shape = known
+        send(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
         return True
 
     def joinable(self, length: int) -> Flow | None:
@@ -503,14 +503,13 @@ class DataPath:
             self._too_long(session, packet, shape)
         elif shape is None:
             outbound.add_packet(session, longest)
-        elif session.peer.config.chunks and can_be_chunks(shape):
-            outbound.send_chunks(session, shape)
+        else:
+            send = outbound.send_chunks if session.peer.config.chunks and can_be_chunks(shape) else outbound.add_super
             if shape.protocol == Protocol.TCP and not fits:
                 if len(self._streams) >= MAX_FLOWS:
                     self._streams.clear()
-                self._streams[stream_key(outbound.plain, len(packet) + START)] = session, shape
-        else:
-            outbound.add_super(session, shape)
+                self._streams[stream_key(outbound.plain, len(packet) + START)] = send, session, shape
+            send(session, shape)
 
     def _session_for(self, packet: memoryview, end: int) -> Session | None:
         """The session that the packet leaves under; None if it was dropped or waits for one."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from calnet.host.tun import TunDevice
-from calnet.tunnel.acks import LONGEST, BareAck, bare_ack, supersedes
+from calnet.tunnel.acks import LONGEST, BareAck, bare_ack
 from calnet.tunnel.coalesce import Flow
 from calnet.tunnel.outbound import MAX_PACKET, START, Outbound
 from calnet.tunnel.segment import Super
@@ -113,15 +113,21 @@ class TunReader:
         plain, (slot, _) = self._outbound.plain, self._slot
         read, waiting = self._tun.read_parts, {ack.common: (ack, bytes(plain[:length]))}
         count, following = 1, 0
-        while count < READ_BATCH:
-            following = read(self._slot)
-            later = bare_ack(slot[START:following]) if 0 < following <= START + LONGEST else None
-            if later is None:
-                break
-            known = waiting.get(later.common)
-            if known is not None and not supersedes(later, known[0]):
-                self._take_all(waiting)
-            waiting[later.common] = later, bytes(slot[:following])
+        while count < READ_BATCH and (following := read(self._slot)):
+            packet = slot[START:following]
+            if not ack.gives_way_to(packet):
+                later = bare_ack(packet) if following <= START + LONGEST else None
+                if later is None:
+                    break
+                known = waiting.get(later.common)
+                if known is None:
+                    ack = later
+                elif known[0].gives_way_to(packet):
+                    ack = known[0]
+                else:
+                    self._take_all(waiting)
+                    ack = later
+            waiting[ack.common] = ack, bytes(slot[:following])
             count += 1
             following = 0
         self._take_all(waiting)
