@@ -9,7 +9,9 @@ ipsec_mb.py spares, where it is to be had.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, Protocol
 
 from calnet.crypto.aead import NONCE_SIZE, TAG_SIZE, Aead, BadTag, Cipher, new_cipher
@@ -17,6 +19,35 @@ from calnet.crypto.aead import NONCE_SIZE, TAG_SIZE, Aead, BadTag, Cipher, new_c
 NONCE_STEP: Final = 16
 NONCE_START: Final = NONCE_STEP - NONCE_SIZE
 """So that a counter, a nonce's last 8 bytes, is aligned."""
+
+
+def consecutive(first: int, count: int) -> memoryview:
+    """The numbers from `first` on, 64 bits each: faster by multiplying once than by counting. `first + count` is at most 2**64."""
+    ones, ramp = _ones_and_ramp(count)
+    return memoryview((first * ones + ramp).to_bytes(8 * count, sys.byteorder)).cast("Q")
+
+
+@lru_cache(maxsize=256)
+def _ones_and_ramp(count: int) -> tuple[int, int]:
+    """1, 1, 1, … and 0, 1, 2, … as numbers of 64 bits each, put together to one."""
+    places = range(count) if sys.byteorder == "little" else range(count - 1, -1, -1)
+    return sum(1 << 64 * place for place in places), sum(k << 64 * place for k, place in enumerate(places))
+
+
+class Nonces:
+    """Room for the nonces of `most` messages: 4 bytes that begin each, and a counter of 8."""
+
+    __slots__ = ("_counters", "_words", "buffer")
+
+    def __init__(self, most: int) -> None:
+        self.buffer = memoryview(bytearray(NONCE_STEP * most))
+        self._counters, self._words = self.buffer.cast("Q")[1::2], self.buffer.cast("I")[1::4]
+
+    def count_on(self, at: int, counters: memoryview, word: int) -> None:
+        """Nonces from number `at` on: `word`, and one of `counters` (64 bits each)."""
+        end = at + len(counters)
+        self._counters[at:end] = counters
+        self._words[at:end] = memoryview(word.to_bytes(4, sys.byteorder) * len(counters)).cast("I")
 
 
 class Places:

@@ -9,12 +9,11 @@ not genuine or not new is dropped alone.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
-from calnet.crypto.batch import NONCE_STEP, Places
+from calnet.crypto.batch import Nonces, Places, consecutive
 from calnet.model import Buffer
 from calnet.tunnel.chunks import Announced, Shape, announced, move_on, shape_of
 from calnet.tunnel.coalesce import complete
@@ -47,8 +46,7 @@ class ChunkInbound:
     def __init__(self, buffer: memoryview, vnet: bool, joined: set[int], opened: Opened, accept: Accept, write: Write) -> None:
         self._buffer, self._vnet, self._joined = buffer, vnet, joined
         self._opened, self._accept, self._write = opened, accept, write
-        self._nonces = memoryview(bytearray(NONCE_STEP * _MAX_KEPT))
-        self._nonce_words, self._nonce_halves = self._nonces.cast("Q"), self._nonces.cast("I")
+        self._nonces = Nonces(_MAX_KEPT)
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._streams: dict[tuple[Session, int], Shape] = {}
@@ -58,29 +56,28 @@ class ChunkInbound:
         """`accept` is asked anew for each stream."""
         self._streams.clear()
 
-    def receive(self, session: Session, start: int, end: int, size: int, word: int, counters: list[int]) -> int:
-        """Take the chunks in `buffer[start:end]`, `size` bytes each, the last perhaps shorter; `word` begins each of them, `counters` follow one another.
-        Where there are several, `start` is a multiple of `size`. Returns how many were dropped."""
-        count = len(counters)
+    def receive(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int) -> int:
+        """Take the `count` chunks in `buffer[start:end]`, `size` bytes each, the last perhaps shorter; `word` begins each of them, their counters go on from
+        `counter` and are at most 2**63. Where there are several, `start` is a multiple of `size`. Returns how many were dropped."""
         if count == 1:
             size = end - start  # the last of a batch of longer datagrams may be any chunk
-        said = announced(word, counters[0])
+        said = announced(word, counter)
         around = TRANSPORT_OVERHEAD + (0 if said is None else said.header)
         chunk, rest = size - around, (end - start) % size
         if said is None or said.number + count > said.chunks or chunk <= 0 or 0 < rest <= around or said.header + end - start - count * around > _MAX_PACKET:
             # one of them is no chunk that a sender made: it costs none of the others
-            return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counters)
-        bad = self._open(session, start, end, size, word, counters)
-        if not bad and session.replay.commit_run(counters[0], count):
+            return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counter)
+        bad = self._open(session, start, end, size, word, counter, count)
+        if not bad and session.replay.commit_run(counter, count):
             self._opened(session, end - start, True)
             return 0 if self._deliver(session, said, start, end, size, count) else count
-        return self._deliver_good(session, said, start, end, size, [k for k in range(count) if k not in bad and session.replay.accept(counters[k])], count)
+        good = [k for k in range(count) if k not in bad and session.replay.accept(counter + k)]
+        return self._deliver_good(session, said, start, end, size, good, count)
 
-    def _open(self, session: Session, start: int, end: int, size: int, word: int, counters: list[int]) -> list[int]:
+    def _open(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int) -> list[int]:
         """Open them in place; returns which don't authenticate."""
-        count = len(counters)
         if count == 1:
-            nonce = word.to_bytes(4, "little") + counters[0].to_bytes(8, "little")
+            nonce = word.to_bytes(4, "little") + counter.to_bytes(8, "little")
             begin = start + TRANSPORT_HEADER_SIZE
             try:
                 session.open_into(nonce, self._buffer[begin:end], None, self._buffer[begin : end - TAG_SIZE])
@@ -88,16 +85,15 @@ class ChunkInbound:
                 return [0]
             return []
         first = start // size
-        self._nonce_words[2 * first + 1 : 2 * (first + count) : 2] = memoryview(array("Q", counters))
-        self._nonce_halves[4 * first + 1 : 4 * (first + count) : 4] = memoryview(array("I", (word,)) * count)
+        self._nonces.count_on(first, consecutive(counter, count), word)
         last = end - start - (count - 1) * size - TRANSPORT_OVERHEAD
         return session.open_all(self._places_for(size), first, count, last)
 
-    def _one_by_one(self, session: Session, start: int, end: int, size: int, word: int, counters: list[int]) -> int:
+    def _one_by_one(self, session: Session, start: int, end: int, size: int, word: int, counter: int) -> int:
         dropped = 0
-        for counter, at in zip(counters, range(start, end, size), strict=True):
+        for k, at in enumerate(range(start, end, size)):
             stop = min(at + size, end)
-            dropped += self.receive(session, at, stop, stop - at, word, [counter])
+            dropped += self.receive(session, at, stop, stop - at, word, counter + k, 1)
         return dropped
 
     def _deliver_good(self, session: Session, said: Announced, start: int, end: int, size: int, good: list[int], count: int) -> int:
@@ -172,7 +168,7 @@ class ChunkInbound:
                 self._places.clear()
             most = min(_MAX_KEPT, BUFFER_SIZE // size)
             places = self._places[size] = Places(
-                self._buffer, self._nonces, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most
+                self._buffer, self._nonces.buffer, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most
             )
         return places
 

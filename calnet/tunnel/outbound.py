@@ -13,12 +13,11 @@ A peer that announces the segment extension gets a super-packet as chunks (chunk
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Callable
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE
-from calnet.crypto.batch import NONCE_STEP, Places
+from calnet.crypto.batch import Nonces, Places, consecutive
 from calnet.tunnel.chunks import MAX_HEADER, Shape, first_word, move_on, set_size
 from calnet.tunnel.segment import Super, headers_of
 from calnet.tunnel.session import Session, SessionExhausted
@@ -62,8 +61,7 @@ class Outbound:
         self._send = send
         self._wire = memoryview(bytearray(MAX_RUN_BYTES + 1 + TRANSPORT_OVERHEAD + MAX_PACKET + PADDING))
         self._words, self._halves = (self._wire[: len(self._wire) // 4 * 4].cast(kind) for kind in ("I", "H"))
-        self._nonces = memoryview(bytearray(NONCE_STEP * MAX_RUN))
-        self._nonce_words, self._nonce_halves = self._nonces.cast("Q"), self._nonces.cast("I")
+        self._nonces = Nonces(MAX_RUN)
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._sums: dict[tuple[int, int], tuple[list[memoryview], SumAll]] = {}
@@ -178,9 +176,8 @@ class Outbound:
             text = wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last]
             session.seal_into(_NONCE.pack(word, first), text, None, wire[TRANSPORT_HEADER_SIZE:end])
         else:
-            counters = memoryview(array("Q", range(first, first + count)))
-            self._nonce_words[1 : 2 * count : 2] = counters
-            self._nonce_halves[1 : 4 * count : 4] = memoryview(array("I", (word,)) * count)
+            counters = consecutive(first, count)
+            self._nonces.count_on(0, counters, word)
             if size % 4 == 0:
                 halves, step = counters.cast("B").cast("I"), size // 4
                 self._words[2 : count * step : step] = halves[::2]
@@ -249,6 +246,6 @@ class Outbound:
             if len(self._places) >= _MAX_SHAPES:
                 self._places.clear()
             most = min(MAX_RUN, MAX_RUN_BYTES // size)
-            places = Places(self._wire, self._nonces, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
+            places = Places(self._wire, self._nonces.buffer, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
             self._places[size] = places
         return places
