@@ -157,6 +157,9 @@ class Receiver:
         self._socket = one
         self._read, self._unpack = one.recvmsg_into, struct.Struct("=i").unpack
         self._many: Many | None = None
+        self._address: object = None
+        self._source = Endpoint("", 0)
+        """What the last datagram came from, in two forms."""
         self._kept: deque[_Whole] = deque()
         self._dry = self._alone = self._asked = False
         self._singly = self._was_single = False
@@ -173,7 +176,9 @@ class Receiver:
         except OSError:
             self._asked = self._was_single = False
             return None
-        segment, source = length, Endpoint(address[0], address[1])
+        if address != self._address:
+            self._address, self._source = address, Endpoint(address[0], address[1])
+        segment, source = length, self._source
         for _, kind, value in ancillary:
             if kind == UDP_GRO:
                 segment = self._unpack(value[:4])[0]

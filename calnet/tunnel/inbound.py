@@ -24,11 +24,13 @@ from calnet.tunnel.chunk_inbound import Accept, ChunkInbound, Opened, Write
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
 from calnet.wire.ip import NO_VIRTIO, Protocol, packet_length
-from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType, parse_transport_header
+from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
 
 BUFFER_SIZE: Final = 65536
 _MAX_SHAPES: Final = 32
 _HEADER: Final = struct.Struct("<IIQ")
+_NONCE: Final = struct.Struct("<4xQ")
+_TRANSPORT, _CHUNK = int(MessageType.TRANSPORT), int(MessageType.CHUNK)
 _ACK_SIZE: Final = TRANSPORT_OVERHEAD + -(-LONGEST // 16) * 16
 """Of a datagram with a bare acknowledgement, at most."""
 _MAX_KEPT: Final = 128
@@ -72,18 +74,18 @@ class Inbound:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
                 count, length = count - 1, (count - 1) * size
             alike = self._alike(size, count)
-            if alike is not None and alike[0] == MessageType.TRANSPORT:
+            if alike is not None and alike[0] == _TRANSPORT:
                 _, index, first = alike
                 self._receive_batch(length, size, index, range(first, first + count))
                 return
-            if alike is not None and alike[0] & 0xFF == MessageType.CHUNK:
+            if alike is not None and alike[0] & 0xFF == _CHUNK:
                 word, index, first = alike
                 session = self._session(index)
                 self.dropped += count if session is None else self._chunks.receive(session, 0, length, size, word, first, count)
                 return
             words, indices, counters = self._heads(size, count)
             if indices.count(indices[0]) == count:
-                if words.count(MessageType.TRANSPORT) == count:
+                if words.count(_TRANSPORT) == count:
                     self._receive_batch(length, size, indices[0], counters)
                 else:
                     self._receive_chunks(length, size, indices[0], words, counters)
@@ -97,7 +99,7 @@ class Inbound:
         while position < count:
             end = position + 1
             word, counter = words[position], counters[position]
-            if word & 0xFF != MessageType.CHUNK or session is None:
+            if word & 0xFF != _CHUNK or session is None:
                 self._receive_one(position * size, min(size, length - position * size))
             else:
                 while end < count and words[end] == word and counters[end] == counter + end - position <= _MOST:
@@ -106,23 +108,23 @@ class Inbound:
             position = end
 
     def _receive_one(self, start: int, length: int) -> None:
-        datagram = self.buffer[start : start + length]
-        if length >= TRANSPORT_OVERHEAD and datagram[0] == MessageType.CHUNK:
-            self._receive_chunk(datagram, start, length)
+        buffer, end = self.buffer, start + length
+        word, index, counter = _HEADER.unpack_from(buffer, start) if length >= TRANSPORT_OVERHEAD else (0, 0, 0)
+        if word & 0xFF == _CHUNK:
+            session = self._session(index)
+            self.dropped += 1 if session is None else self._chunks.receive(session, start, end, length, word, counter, 1)
             return
-        try:
-            index, counter = parse_transport_header(datagram)
-        except WireError:
-            self._other(datagram)
+        if word != _TRANSPORT:
+            self._other(buffer[start:end])
             return
         session = self._session(index)
         if session is None:
             self.dropped += 1
             return
-        sealed = datagram[TRANSPORT_HEADER_SIZE:]
-        plain = datagram[TRANSPORT_HEADER_SIZE : length - TAG_SIZE]
+        text = start + TRANSPORT_HEADER_SIZE
+        plain = buffer[text : end - TAG_SIZE]
         try:
-            session.open_into(b"\0\0\0\0" + counter.to_bytes(8, "little"), sealed, None, plain)
+            session.open_into(_NONCE.pack(counter), buffer[text:end], None, plain)
         except BadTag:
             self.dropped += 1
             return
@@ -132,11 +134,6 @@ class Inbound:
         if plain:
             self._deliver_one(session, plain)  # first, as it may be what somebody waits for
         self._opened(session, length, bool(plain))
-
-    def _receive_chunk(self, datagram: memoryview, start: int, length: int) -> None:
-        word, index, counter = _HEADER.unpack_from(datagram)
-        session = self._session(index)
-        self.dropped += 1 if session is None else self._chunks.receive(session, start, start + length, length, word, counter, 1)
 
     def _alike(self, size: int, count: int) -> tuple[int, int, int] | None:
         """What all datagrams begin with (4 bytes, as a number), their receiver index, and the first one's counter, if the others' go on from it. None also

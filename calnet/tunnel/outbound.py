@@ -37,6 +37,7 @@ MAX_RUN_BYTES: Final = 65507
 _MAX_SHAPES: Final = 64
 _HEADER: Final = struct.Struct("<IIQ")
 _NONCE: Final = struct.Struct("<IQ")
+_TRANSPORT: Final = int(MessageType.TRANSPORT)
 _ZEROS: Final = bytes(PADDING)
 _COUNTER: Final = struct.Struct("<Q")
 _COUNTER_AT: Final = 8
@@ -83,6 +84,25 @@ class Outbound:
         self._last = padded
         if size < self._size:
             self._limit = 0
+
+    def send_packet(self, session: Session, length: int) -> None:
+        """Seal and send the packet of `length` bytes at `plain[START:]`, which came alone: `add_packet` and `flush` in few steps, as all of them find cold
+        caches then."""
+        self.flush()
+        padded, wire = self._padded(length), self._wire
+        try:
+            counter = session.take_counters(1)
+        except SessionExhausted:
+            self.dropped += 1
+            return
+        end = TRANSPORT_OVERHEAD + padded
+        wire[:TRANSPORT_HEADER_SIZE] = _HEADER.pack(_TRANSPORT, session.remote_index, counter)
+        text = wire[TRANSPORT_HEADER_SIZE : end - TAG_SIZE]
+        text[:length] = self.plain[START : START + length]
+        if padded != length:
+            text[length:] = _ZEROS[: padded - length]
+        session.seal_into(_NONCE.pack(0, counter), text, None, wire[TRANSPORT_HEADER_SIZE:end])
+        self._send(session, wire[:end], end)
 
     def add_super(self, session: Session, shape: Super) -> None:
         """Add the super-packet at `plain[START:]` as the packets it stands for. Its bytes in `plain` are spent afterwards."""
@@ -163,7 +183,7 @@ class Outbound:
         except SessionExhausted:
             self.dropped += count
             return
-        head = _HEADER.pack(MessageType.TRANSPORT, session.remote_index, first)
+        head = _HEADER.pack(_TRANSPORT, session.remote_index, first)
         for at in range(0, count * size, size):
             self._wire[at : at + TRANSPORT_HEADER_SIZE] = head
         self._seal(session, first, 0, count, size, self._last)

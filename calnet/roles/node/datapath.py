@@ -418,12 +418,15 @@ class DataPath:
 
     def _on_tun(self) -> None:
         self._begin(flowing=True)
+        self._read_tun()
+        self._settle(flowing=True)
+
+    def _read_tun(self) -> None:
         try:
             self._reader.turn()
         except HostError as error:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
-        self._settle(flowing=True)
 
     def take_known(self, length: int) -> bool:
         """reading.Taker's."""
@@ -447,7 +450,7 @@ class DataPath:
         flow = flow_of(packet, len(packet))
         return flow if flow is not None and flow.protocol == Protocol.UDP and flow.header + flow.payload == len(packet) else None
 
-    def take(self, end: int, shape: Super | None = None) -> None:
+    def take(self, end: int, shape: Super | None = None, *, alone: bool = False) -> None:
         """reading.Taker's: the packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
         packet = self._outbound.plain[START:end]
         flow = flow_key(packet)
@@ -463,7 +466,7 @@ class DataPath:
         if session is None:
             return
         try:
-            self._seal(session, packet, shape)
+            self._seal(session, packet, shape, alone=alone)
         except WireError:
             self._dropped += 1
 
@@ -486,12 +489,12 @@ class DataPath:
         else:
             self._answer(packet, lambda packet: too_big(packet, mtu))
 
-    def _seal(self, session: Session, packet: memoryview, shape: Super | None = None, *, fits: bool = False) -> None:
-        """`shape`: as in `_take`; `fits`: it goes, however long it is."""
+    def _seal(self, session: Session, packet: memoryview, shape: Super | None = None, *, fits: bool = False, alone: bool = False) -> None:
+        """`shape` and `alone`: as in `take`; `fits`: it goes, however long it is."""
         outbound, longest = self._outbound, len(packet)
         if shape is not None:
             longest = shape.header + shape.segment
-        elif self._vnet:
+        elif self._vnet and (outbound.plain[0] or outbound.plain[1]):
             virtio = Virtio(*VIRTIO_HEADER.unpack_from(outbound.plain))
             if virtio.gso_type:
                 shape = parse_super(packet, virtio)
@@ -501,6 +504,8 @@ class DataPath:
                 outbound.plain[0] = 0
         if longest > BASE and not fits and not self._paths.fits(session.peer.id, longest, self._now):
             self._too_long(session, packet, shape)
+        elif alone and shape is None:
+            outbound.send_packet(session, longest)
         elif shape is None:
             outbound.add_packet(session, longest)
         else:
@@ -615,12 +620,15 @@ class DataPath:
 
     def _on_udp(self, receive: Receive, socket: int = 0) -> None:
         self._begin(flowing=True)
-        inbound, count, room = self._inbound, READ_BATCH, READ_BYTES
+        inbound, count, room, answered = self._inbound, READ_BATCH, READ_BYTES, False
         while batch := receive(inbound.buffer):
             if batch.length:
                 if self._source.socket != socket or self._source.endpoint != batch.source:
                     self._source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
+                answered = count == READ_BATCH and batch.length == batch.segment and self._reads_tun and not self._effects
+                if answered:  # what came alone may be what somebody waits for, and so may its answer: all else comes after
+                    self._read_tun()
             count -= 1
             room -= batch.length
             if not count or room <= 0:  # others have their turn; `receive` may keep one that no readiness tells of
@@ -628,9 +636,9 @@ class DataPath:
                     self._again.add(receive)
                     self._loop.call_soon(self._on_udp_again, receive, socket)
                 break
+        if self._reads_tun and not answered:  # what was written may have been answered already: an echo, an acknowledgement, what an acknowledgement let go
+            self._read_tun()
         self._settle(flowing=True)
-        if self._reads_tun:  # what was written may have been answered already: an echo, an acknowledgement, what an acknowledgement let go
-            self._on_tun()
 
     def _on_udp_again(self, receive: Receive, socket: int) -> None:
         self._again.discard(receive)

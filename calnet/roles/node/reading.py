@@ -31,8 +31,8 @@ SLOT: Final = 2048
 class Taker(Protocol):
     """Where packets go that lie in `Outbound.plain`."""
 
-    def take(self, end: int, shape: Super | None = None) -> None:
-        """The packet at `plain[START:end]`. `shape`: it is the first of several joined ones."""
+    def take(self, end: int, shape: Super | None = None, *, alone: bool = False) -> None:
+        """The packet at `plain[START:end]`. `shape`: it is the first of several joined ones; `alone`: it came alone, and leaves at once."""
 
     def take_known(self, length: int) -> bool:
         """Take a super-packet of a stream that was asked about a moment ago, if the one just read, `length` bytes with its virtio header, is that."""
@@ -69,7 +69,7 @@ class TunReader:
                 length, read_too = self._take_run(length, flow)
                 count += read_too // 4
             else:
-                taker.take(length if self._vnet else length + START)
+                taker.take(length if self._vnet else length + START, alone=not several)
                 if not several:
                     self._outbound.flush()
                 length = self._next(count, room)
