@@ -17,8 +17,9 @@ from typing import Final, Protocol
 from calnet.host.tun import TunDevice
 from calnet.tunnel.acks import LONGEST, BareAck, bare_ack
 from calnet.tunnel.coalesce import Flow
-from calnet.tunnel.outbound import MAX_PACKET, START, Outbound
+from calnet.tunnel.outbound import MAX_PACKET, MAX_RUN, MAX_RUN_BYTES, START, Outbound
 from calnet.tunnel.segment import Super
+from calnet.wire.tunnel import TRANSPORT_OVERHEAD
 
 READ_BATCH: Final = 64
 """TUN packets, or UDP batches, taken before others have their turn…"""
@@ -26,6 +27,7 @@ READ_BYTES: Final = 1 << 20
 """…or so many bytes. Both ends of a stream work at once only where neither waits long for the other: with four times as much a stream was 5 % slower."""
 SLOT: Final = 2048
 """Bytes of a packet that may be joined to others, its virtio header included."""
+_MAX_SHAPES: Final = 8
 
 
 class Taker(Protocol):
@@ -50,6 +52,7 @@ class TunReader:
         self._buffer = outbound.plain if self._vnet else outbound.plain[START:]
         self._slot = (memoryview(bytearray(SLOT)), memoryview(bytearray(MAX_PACKET + START)))
         """Where a packet is read that may join the one in the outbound buffer; what is longer than SLOT goes on in the second."""
+        self._places: dict[tuple[int, int], list[tuple[memoryview, ...]]] = {}
         self._came_alone = False
 
     def turn(self) -> None:
@@ -91,21 +94,36 @@ class TunReader:
     def _take_run(self, length: int, flow: Flow) -> tuple[int, int]:
         """Take the packet just read, and those that come behind it while they join it. Returns the length of the one that came then and doesn't (0: none came),
         and how many were taken."""
-        plain, (slot, _) = self._outbound.plain, self._slot
-        read, number, mask, expected, end = self._tun.read_parts, int.from_bytes, flow.mask, flow.expected, length
-        header, payload = slot[START : START + flow.header], slot[START + flow.header : length]
-        joined, following = 1, 0
-        while joined < flow.limit and (following := read(self._slot)) == length and not slot[1] and number(header, "big") & mask == expected:
-            plain[end : end + flow.payload] = payload
-            end += flow.payload
+        slot, read, number, mask, expected = self._slot[0], self._tun.read_parts, int.from_bytes, flow.mask, flow.expected
+        header, joined, following = slot[START : START + flow.header], 1, 0
+        places = self._places_for(length, flow.header)[: flow.limit - 1]
+        for place in places:
+            following = read(place)
+            if following != length or slot[1] or number(header, "big") & mask != expected:
+                slot[START + flow.header : length] = place[1]
+                break
             joined += 1
             following = 0
-        shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, end - START) if joined > 1 else None
+        shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, flow.header + joined * flow.payload) if joined > 1 else None
         self._taker.take(length, shape)
         self._move_slot(following)
-        if joined == flow.limit and not self._full():
+        if joined > len(places) and not self._full():
             following = self._tun.read_into(self._buffer)
         return following, joined
+
+    def _places_for(self, length: int, header: int) -> list[tuple[memoryview, ...]]:
+        """Where those that may join a packet of `length` bytes are read: headers to the slot, payload behind the last one's, what is longer to the slot again.
+        As many as one run carries, so that nothing of them is left for a second. Kept for a few shapes."""
+        places = self._places.get((length, header))
+        if places is None:
+            if len(self._places) >= _MAX_SHAPES:
+                self._places.clear()
+            plain, (slot, rest), payload = self._outbound.plain, self._slot, length - START - header
+            most = min(MAX_RUN, MAX_RUN_BYTES // (header + payload + TRANSPORT_OVERHEAD), (MAX_PACKET - header) // payload)
+            ends = range(length, length + (most - 1) * payload, payload)
+            places = [(slot[: START + header], plain[end : end + payload], slot[length:], rest) for end in ends]
+            self._places[length, header] = places
+        return places
 
     def _take_acks(self, length: int, ack: BareAck) -> tuple[int, int]:
         """Take the bare acknowledgement just read and those behind it, but those that a later one makes needless. Returns the length of the packet that came
