@@ -9,7 +9,6 @@ ipsec_mb.py spares, where it is to be had.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, Protocol
@@ -22,16 +21,15 @@ NONCE_START: Final = NONCE_STEP - NONCE_SIZE
 
 
 def consecutive(first: int, count: int) -> memoryview:
-    """The numbers from `first` on, 64 bits each: faster by multiplying once than by counting. `first + count` is at most 2**64."""
+    """The numbers from `first` on, little-endian, as words of 64 bits: faster by multiplying once than by counting. `first + count` is at most 2**64."""
     ones, ramp = _ones_and_ramp(count)
-    return memoryview((first * ones + ramp).to_bytes(8 * count, sys.byteorder)).cast("Q")
+    return memoryview((first * ones + ramp).to_bytes(8 * count, "little")).cast("Q")
 
 
 @lru_cache(maxsize=256)
 def _ones_and_ramp(count: int) -> tuple[int, int]:
     """1, 1, 1, … and 0, 1, 2, … as numbers of 64 bits each, put together to one."""
-    places = range(count) if sys.byteorder == "little" else range(count - 1, -1, -1)
-    return sum(1 << 64 * place for place in places), sum(k << 64 * place for k, place in enumerate(places))
+    return sum(1 << 64 * k for k in range(count)), sum(k << 64 * k for k in range(count))
 
 
 class Nonces:
@@ -44,10 +42,10 @@ class Nonces:
         self._counters, self._words = self.buffer.cast("Q")[1::2], self.buffer.cast("I")[1::4]
 
     def count_on(self, at: int, counters: memoryview, word: int) -> None:
-        """Nonces from number `at` on: `word`, and one of `counters` (64 bits each)."""
+        """Nonces from number `at` on: `word` and one of `counters`, little-endian ones as `consecutive` gives them."""
         end = at + len(counters)
         self._counters[at:end] = counters
-        self._words[at:end] = memoryview(word.to_bytes(4, sys.byteorder) * len(counters)).cast("I")
+        self._words[at:end] = memoryview(word.to_bytes(4, "little") * len(counters)).cast("I")
 
 
 class Places:

@@ -6,7 +6,8 @@ acknowledgements does it (CAKE's `ack-filter`), under the strictest rules:
 
 - both are bare acknowledgements of one flow: no payload, no flag but ACK (so no ECN echo), no option but timestamps (so no SACK), and everything else alike
   but window, identification and checksums;
-- the later one acknowledges more: duplicates, which count losses, and window updates all go.
+- the later one acknowledges more: duplicates, which count losses, and window updates are not needless, but for the last of them where more is acknowledged
+  after it.
 """
 
 from __future__ import annotations

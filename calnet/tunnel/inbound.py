@@ -11,7 +11,7 @@ came alone `opened` is last, as somebody may wait for it. A datagram that fails 
 from __future__ import annotations
 
 import struct
-from array import array
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -72,7 +72,8 @@ class Inbound:
         count = -(-length // size)
         if 1 < count <= _MAX_KEPT and size >= TRANSPORT_OVERHEAD:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
-                count, length = count - 1, (count - 1) * size
+                count, tail, length = count - 1, length - (count - 1) * size, (count - 1) * size
+                self._receive_one(length, tail)
             alike = self._alike(size, count)
             if alike is not None and alike[0] == _TRANSPORT:
                 _, index, first = alike
@@ -153,7 +154,7 @@ class Inbound:
 
     def _heads(self, size: int, count: int) -> tuple[list[int], list[int], list[int]]:
         """Of each datagram: its first 4 bytes as a number, receiver index, and counter."""
-        if size % 4:
+        if size % 4 or sys.byteorder != "little":
             heads = [_HEADER.unpack_from(self.buffer, at) for at in range(0, count * size, size)]
             return [word for word, _, _ in heads], [index for _, index, _ in heads], [counter for _, _, counter in heads]
         step = size // 4
@@ -171,20 +172,21 @@ class Inbound:
             self.dropped += count
             return
         follow = isinstance(counters, range)
-        self._nonces.count_on(0, consecutive(counters[0], count) if follow else memoryview(array("Q", counters)), 0)
+        self._nonces.count_on(0, consecutive(counters[0], count) if follow else memoryview(struct.pack(f"<{count}Q", *counters)).cast("Q"), 0)
         places, plains = self._places_for(size)
         end = (count - 1) * size + TRANSPORT_HEADER_SIZE
         if length != count * size:
             plains = plains[: count - 1]
             plains.append(self.buffer[end : length - TAG_SIZE])
         good: Sequence[int] = range(count)
-        bad = session.open_all(places, 0, count, length - TAG_SIZE - end)
+        bad, genuine = session.open_all(places, 0, count, length - TAG_SIZE - end), length
         if bad or not follow or not session.replay.commit_run(counters[0], count):
             good = [k for k in good if k not in bad and session.replay.accept(counters[k])]
             self.dropped += count - len(good)
             if not good:
                 return
-        self._opened(session, length, size > TRANSPORT_OVERHEAD)
+            genuine = sum(min(size, length - k * size) for k in good)
+        self._opened(session, genuine, size > TRANSPORT_OVERHEAD)
         self._deliver(session, plains, good, size)
 
     def _deliver(self, session: Session, plains: list[memoryview], good: Sequence[int], size: int) -> None:

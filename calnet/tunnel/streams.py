@@ -1,15 +1,16 @@
 """What the super-packets of a stream have in common, so that what was found out for one holds for the next. Pure.
 
 Hot path. Of a stream's super-packets all is alike but lengths, identification, checksums, and TCP's numbers, window, flags and timestamps: the rest, taken as
-one number, tells the stream, its segment size and the shape of its headers. That is so for TCP with timestamps alone, which is how bulk data comes; `key` is
-a number of its own for anything else, and finds nothing.
+one number, tells the stream, its segment size and the shape of its headers. That is so for what `is_stream` allows alone, TCP with twelve bytes of options,
+which is how bulk data comes: other super-packets share their key with others, and are never kept under it.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE
+from calnet.tunnel.segment import Super
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol
 
 TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
 """NOP, NOP, kind 8, length 10 (RFC 7323, appendix A)."""
@@ -28,8 +29,7 @@ def mask_of(ip_header: int, *, virtio: bool = False, length: bool = False) -> in
     kept[ip_header + 4 : ip_header + 12] = bytes(8)
     kept[ip_header + 13 : ip_header + TCP_CHECKSUM_OFFSET + 2] = bytes(TCP_CHECKSUM_OFFSET + 2 - 13)
     kept[ip_header + TCP_HEADER_SIZE + len(TIMESTAMPS) :] = bytes(_OPTIONS_SIZE - len(TIMESTAMPS))
-    before = b"\xff\xff\0\0\xff\xff\xff\xff\xff\xff" if virtio else b""
-    """All but hdr_len, which is another thing in what the kernel gives."""
+    before = b"\xff\xff\0\0\xff\xff\xff\xff\xff\xff" if virtio else b""  # all but hdr_len, which the kernel sets to something else
     return int.from_bytes(before + kept, "big")
 
 
@@ -41,8 +41,15 @@ _LENGTH4: Final = VIRTIO_HEADER_SIZE + 2
 _LENGTH6: Final = VIRTIO_HEADER_SIZE + 4
 
 
+def is_stream(shape: Super) -> bool:
+    """Whether a super-packet of this shape may be known by its `key`: its headers are where the mask takes them to be."""
+    ip_header = IPV4_HEADER_SIZE if shape.version == 4 else IPV6_HEADER_SIZE
+    return shape.protocol == Protocol.TCP and shape.ip_header == ip_header and shape.header == ip_header + TCP_SIZE
+
+
 def key(read: memoryview, length: int) -> int:
-    """The stream of a super-packet as it was read, virtio header first, `length` bytes in all; 0 for one whose IP header says another length."""
+    """The stream of a super-packet as it was read, virtio header first, `length` bytes in all; 0, which is no stream's, for one whose IP header says another
+    length. What is equal to the key of one that `is_stream` allows is of its stream and shape."""
     if read[VIRTIO_HEADER_SIZE] == 0x45:
         if read[_LENGTH4] << 8 | read[_LENGTH4 + 1] != length - VIRTIO_HEADER_SIZE:
             return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ip_packets import V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, tcp, udp
+from tests.ip_packets import TIMESTAMPS, V4, V6, as_kernel_gives, cut, icmp_echo, ip_packet, tcp, udp
 from tests.tunnel.ends import Receiver, Sender, sessions
 
 
@@ -179,6 +181,7 @@ def test_corrupt_datagram_is_dropped_alone_and_the_genuine_one_still_counts() ->
     expected = cut(packet, 1208)
     assert receiver.packets() == [one for index, one in enumerate(expected) if index != 3]
     assert receiver.inbound.dropped == 1
+    assert sum(event[1] for event in receiver.events) == len(batch) - size, "what was not genuine was not received"  # type: ignore[misc]
     receiver.take(batch[3 * size : 4 * size])
     assert receiver.packets()[-1] == expected[3]
 
@@ -267,6 +270,7 @@ def test_tail_too_short_for_a_datagram_is_dropped() -> None:
     size = len(data) // 2
     receiver.take(data + b"\4\0\0\0", size)
     assert len(receiver.packets()) == 2
+    assert receiver.others == [b"\4\0\0\0"], "whose dropping is counted there"
 
 
 @settings(max_examples=200)
@@ -321,3 +325,23 @@ def test_many_sizes_and_shapes_are_forgotten_again() -> None:
         sender.outbound.flush()
         receiver.take(sender.runs[0][1], sender.runs[0][2])
     assert receiver.inbound.dropped == 0
+
+
+@pytest.mark.parametrize("way", [V4, V6])
+@pytest.mark.parametrize("options", [b"", TIMESTAMPS])
+def test_of_acknowledgements_in_a_batch_the_last_is_written(way: tuple[str, str], options: bytes) -> None:
+    one, two = sessions()
+    receiver = Receiver(two)
+
+    def ack(number: int, **change: Any) -> bytes:
+        return tcp(b"", way, options=options, acknowledged=number, **change)
+
+    run = [ack(100), ack(200), ack(300), ack(300), ack(300), ack(400), ack(500, ports=(5, 6)), ack(600), ack(700), ack(800, flags=0x50), ack(900), ack(850)]
+    sealed = [one.seal(packet + bytes(-len(packet) % 16)) for packet in run]
+    receiver.take(b"".join(sealed), len(sealed[0]))
+    assert receiver.packets() == [run[k] for k in (2, 3, 5, 6, 8, 9, 10, 11)]
+    assert receiver.inbound.dropped == 0
+    forged = bytearray(b"".join([one.seal(packet + bytes(-len(packet) % 16)) for packet in (ack(1000), ack(1100))]))
+    forged[-1] ^= 1
+    receiver.take(bytes(forged), len(forged) // 2)
+    assert receiver.packets()[-1] == ack(1000)

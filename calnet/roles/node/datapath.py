@@ -56,6 +56,7 @@ from calnet.policy.packets import flow_key, quoted_destination
 from calnet.policy.reject import new_limiter, rejection
 from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
+from calnet.roles.node.flows import KnownFlows
 from calnet.roles.node.reading import READ_BATCH, READ_BYTES, TunReader
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
@@ -83,7 +84,6 @@ from calnet.tunnel.prefixes import PrefixTable
 from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
 from calnet.tunnel.segment import Super, finish_checksum, parse_super
 from calnet.tunnel.session import Session
-from calnet.tunnel.streams import key as stream_key
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import (
     NEEDS_CSUM,
@@ -103,8 +103,6 @@ from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
-MAX_FLOWS: Final = 256
-"""Flows of which that is kept."""
 LEFT: Final = -1
 """The number of a UDP port that was ours until a moment ago…"""
 LEFT_S: Final = 3.0
@@ -182,9 +180,7 @@ class DataPath:
         self._sent_session: Session | None = None
         self._again: set[Receive] = set()
         """Sockets whose turn comes again, each once."""
-        self._sent_flows: dict[bytes, Session] = {}
-        self._streams: dict[int, tuple[Callable[[Session, Super], None], Session, Super]] = {}
-        self._accepted: set[tuple[Session, bytes]] = set()
+        self._flows = KnownFlows()
         """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
         self.path_changes: Counter[str] = Counter()
@@ -233,7 +229,7 @@ class DataPath:
     @property
     def dropped(self) -> int:
         """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
-        return self._dropped + self._outbound.dropped
+        return self._dropped + self._outbound.dropped + self._inbound.dropped
 
     # --- What the daemon says ---
 
@@ -430,9 +426,7 @@ class DataPath:
 
     def take_known(self, length: int) -> bool:
         """reading.Taker's."""
-        if not self._streams:
-            return False
-        known = self._streams.get(stream_key(self._outbound.plain, length))
+        known = self._flows.stream(self._outbound.plain, length)
         if known is None:
             return False
         send, session, shape = known
@@ -442,7 +436,7 @@ class DataPath:
     def joinable(self, length: int) -> Flow | None:
         """reading.Taker's: only to a peer that takes chunks."""
         session = self._sent_session
-        if session is None or not session.peer.config.chunks:
+        if session is None or self._sent_flow is None or not session.peer.config.chunks:
             return None
         packet = self._outbound.plain[START:length]
         if flow_key(packet) != self._sent_flow:
@@ -454,14 +448,11 @@ class DataPath:
         """reading.Taker's: the packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
         packet = self._outbound.plain[START:end]
         flow = flow_key(packet)
-        session = None if flow is None else self._sent_flows.get(flow)
+        session = None if flow is None else self._flows.session(flow, packet)
         if session is None:
             session = self._session_for(packet, end)
             if session is not None and flow is not None:
-                if len(self._sent_flows) >= MAX_FLOWS:
-                    self._sent_flows.clear()
-                    self._streams.clear()
-                self._sent_flows[flow] = session
+                self._flows.leaves_under(session, flow, packet)
         self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
         if session is None:
             return
@@ -487,6 +478,7 @@ class DataPath:
         elif free:
             self._seal(session, packet, shape, fits=True)
         else:
+            self._dropped += 0 if shape is None else -(-(shape.length - shape.header) // shape.segment) - 1
             self._answer(packet, lambda packet: too_big(packet, mtu))
 
     def _seal(self, session: Session, packet: memoryview, shape: Super | None = None, *, fits: bool = False, alone: bool = False) -> None:
@@ -510,10 +502,8 @@ class DataPath:
             outbound.add_packet(session, longest)
         else:
             send = outbound.send_chunks if session.peer.config.chunks and can_be_chunks(shape) else outbound.add_super
-            if shape.protocol == Protocol.TCP and not fits:
-                if len(self._streams) >= MAX_FLOWS:
-                    self._streams.clear()
-                self._streams[stream_key(outbound.plain, len(packet) + START)] = send, session, shape
+            if not fits:
+                self._flows.streams_by(send, session, outbound.plain[: START + len(packet)], shape)
             send(session, shape)
 
     def _session_for(self, packet: memoryview, end: int) -> Session | None:
@@ -622,12 +612,16 @@ class DataPath:
         self._begin(flowing=True)
         inbound, count, room, answered = self._inbound, READ_BATCH, READ_BYTES, False
         while batch := receive(inbound.buffer):
+            if answered:  # timers and paths are told in the order in which things came about
+                self._account_received()
+                self._account_sent()
+                answered = False
             if batch.length:
                 if self._source.socket != socket or self._source.endpoint != batch.source:
                     self._source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
-                answered = count == READ_BATCH and batch.length == batch.segment and self._reads_tun and not self._effects
-                if answered:  # what came alone may be what somebody waits for, and so may its answer: all else comes after
+                if count == READ_BATCH and batch.length == batch.segment and self._reads_tun and not self._has_news():
+                    answered = True  # what came alone may be what somebody waits for, and so may its answer: all else comes after
                     self._read_tun()
             count -= 1
             room -= batch.length
@@ -636,9 +630,19 @@ class DataPath:
                     self._again.add(receive)
                     self._loop.call_soon(self._on_udp_again, receive, socket)
                 break
+        if self._has_news():
+            self._settle(flowing=True)
         if self._reads_tun and not answered:  # what was written may have been answered already: an echo, an acknowledgement, what an acknowledgement let go
             self._read_tun()
         self._settle(flowing=True)
+
+    def _has_news(self) -> bool:
+        """Whether what was received changes under which session or where packets leave: that has to be done before any does."""
+        session = self._got_by
+        if session is None:
+            return bool(self._effects)
+        peer, endpoint = session.peer, self._got_from.endpoint
+        return bool(self._effects) or session is not peer.current or (endpoint is not None and endpoint != peer.endpoint)
 
     def _on_udp_again(self, receive: Receive, socket: int) -> None:
         self._again.discard(receive)
@@ -673,7 +677,7 @@ class DataPath:
         flow = flow_key(packet)
         if flow is None:
             return False
-        if (session, flow) in self._accepted:
+        if self._flows.accepts(session, flow):
             return True
         source = source_of(packet)
         if not is_usable_source(source) or not self._tunnel.owns(session.peer, source) or self._local.lookup(destination_of(packet)) is None:
@@ -686,9 +690,7 @@ class DataPath:
             if answer is not None:
                 self._answers.append(answer)
             return False
-        if len(self._accepted) >= MAX_FLOWS:
-            self._accepted.clear()
-        self._accepted.add((session, flow))
+        self._flows.accept(session, flow)
         return True
 
     def _rejection(self, packet: memoryview) -> bytes | None:
@@ -729,9 +731,7 @@ class DataPath:
 
     def _forget_flows(self) -> None:
         self._sent_flow = self._sent_session = None
-        self._sent_flows.clear()
-        self._streams.clear()
-        self._accepted.clear()
+        self._flows.forget()
         self._inbound.forget_streams()
 
     def _settle(self, *, flowing: bool = False) -> None:

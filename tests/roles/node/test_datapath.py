@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,12 @@ from calnet.errors import TimedOutError, UnreachableError
 from calnet.host.memory import Weather
 from calnet.host.receiving import Received
 from calnet.host.tun import Offloads
-from calnet.model import Endpoint, FilterRule, NodeId, Peer, PeerKind, PortRange, Source
+from calnet.model import Buffer, Endpoint, FilterRule, NodeId, Peer, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed, describe_route
-from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, READ_BATCH, REUSE_S
+from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, REUSE_S
+from calnet.roles.node.reading import READ_BATCH
 from calnet.roles.node.waiting import QUEUE_PACKETS
-from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
+from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp, with_extension
 from tests.roles.node.datapath_world import EVERYWHERE, WALL, Node, World, ends, give, play
 
 PLAIN = Offloads(vnet_header=False)
@@ -371,7 +373,7 @@ def test_relayed_datagram_under_another_peers_name_is_dropped() -> None:
         two.path.relayed(one.id, [b""])
         two.path.relayed(one.id, [bytes(70_000)])
         two.path.relayed(one.id, [b"\0\1\0\0\x21\x12\xa4\x42" + bytes(20)])
-        assert two.path.dropped == 3
+        assert two.path.dropped == 4
 
     play(scene)
 
@@ -990,5 +992,149 @@ def test_of_acknowledgements_that_wait_together_the_last_goes() -> None:
         await world.passes()
         assert two.packets() == [*doubled, udp(b"between", way), tcp(b"", way, acknowledged=2950), data, tcp(b"", way, acknowledged=3100)]
         assert one.path.dropped == 0
+
+    play(scene)
+
+
+def test_streams_whose_headers_are_longer_than_usual_go_each_its_own_way() -> None:
+    """They share the key of a stream with others: with IP options, nearly all do."""
+
+    async def scene(world: World) -> None:
+        one, two, three = (world.node(number, capabilities=("chunks",)) for number in (1, 2, 3))
+        one.knows(two.as_peer(), three.as_peer())
+        two.knows(one.as_peer())
+        three.knows(one.as_peer())
+        for peer in (2, 3):
+            give(one, icmp_echo(ends(1, peer)))
+        await world.passes()
+        options = b"\1" * 4
+        to_two, to_three = (tcp(fill * 5000, ends(1, peer), ip_options=options) for fill, peer in ((b"A", 2), (b"B", 3)))
+        before = one.path.dropped
+        for packet in (to_two, to_three, tcp(b"C" * 5000, ("8.8.8.8", "10.77.0.2"), ip_options=options), tcp(b"D" * 5000, ends(1, 9), ip_options=options)):
+            give(one, packet, 1000)
+        await world.passes(REUSE_S / 5)
+        assert two.packets()[1:] == cut(to_two, 1000)
+        assert three.packets()[1:] == cut(to_three, 1000)
+        assert one.path.dropped - before == 2
+        extension = (60, bytes((0, 0)) + b"\1\4" + bytes(4))
+        here, there = (with_extension(tcp(bytes(5000), ends(1, peer, six=True), ports=(1000, 2000 + peer)), extension) for peer in (2, 3))
+        give(one, here, 1000)
+        give(one, there, 1000)
+        await world.passes(REUSE_S / 5)
+        assert (two.packets(), three.packets()) == (cut(here, 1000), cut(there, 1000))
+
+    play(scene)
+
+
+def test_reset_lets_nothing_but_itself_out_of_a_flow_that_was_cut() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        there, back = ends(2, 1), ends(1, 2)
+        data, reset = (tcp(b"" if flags & 4 else b"data", back, flags=flags, ports=(22, 5000)) for flags in (0x18, 0x14))
+        give(two, tcp(b"", there, flags=0x02, ports=(5000, 22)))
+        await world.passes()
+        give(one, tcp(b"", back, flags=0x12, ports=(22, 5000)))
+        await world.passes()
+        assert len(one.packets()) == len(two.packets()) == 1
+        one.knows(two.as_peer(), rules=())
+        for packet in (data, reset, data, data, reset, data):
+            give(one, packet)
+        await world.passes(REUSE_S / 5)
+        assert two.packets() == [reset, reset]
+        give(one, tcp(b"", back, flags=0x02, ports=(22, 5000)))
+        await world.passes(REUSE_S / 5)
+        answer = tcp(b"", there, flags=0x12, ports=(5000, 22))
+        give(two, answer)
+        await world.passes()
+        assert one.packets() == [answer], "it belongs to a connection of our own"
+
+    play(scene)
+
+
+def _answers_echoes_at_once(node: Node) -> None:
+    """As a kernel does: the answer can be read as soon as the request was written."""
+
+    def write(parts: list[Buffer]) -> None:
+        node.tun.write(parts)
+        packet = b"".join(parts)[10:]
+        if packet[9] == 1 and packet[20] == 8:
+            node.tun.inject(icmp_echo(ends(1, 2), kind=0))
+
+    node.path._inbound._write = write
+
+
+def test_stock_peer_that_moved_is_answered_where_it_is_now() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        _answers_echoes_at_once(one)
+        for _ in range(2):
+            give(two, icmp_echo(ends(2, 1)))
+            await world.passes()
+        assert len(two.packets()) == 2
+        for _ in range(3):
+            old = two.path._udp
+            two.path.change_port()
+            two.path._end_port(old)
+            give(two, icmp_echo(ends(2, 1)))
+            await world.passes()
+            assert len(two.packets()) == 1
+
+    play(scene)
+
+
+def test_what_waited_for_a_session_leaves_before_what_came_with_it() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.node(1), world.node(2)
+        one.knows(two.as_peer())
+        two.knows(one.as_peer())
+        packets = [udp(bytes([n]) * 20, ends(1, 2)) for n in range(4)]
+        for packet in packets[:3]:
+            give(one, packet)
+        receive = one.tunnel.receive
+
+        def receive_and_give(datagram: memoryview, *rest: Any) -> Any:
+            effects = receive(datagram, *rest)
+            if datagram[0] == 2:
+                give(one, packets[3])
+            return effects
+
+        one.tunnel.receive = receive_and_give  # type: ignore[method-assign, assignment]
+        await world.passes(1)
+        assert [packet[28] for packet in two.packets()] == [0, 1, 2, 3]
+
+    play(scene)
+
+
+def test_packet_that_is_cut_short_behind_one_without_a_flow_costs_nobody_else() -> None:
+    async def scene(world: World) -> None:
+        escaped: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
+        one, two = world.pair(capabilities=("chunks",))
+        echo = icmp_echo(ends(1, 2))
+        give(one, echo)
+        await world.passes()
+        two.packets()
+        strange = with_extension(tcp(bytes(50), ends(1, 2, six=True)), (43, bytes((0, 2, 0, 0)) + bytes(20)))
+        for packet in (strange, strange, b"\x60\0\0", echo):
+            one.tun.inject(packet)
+        await world.passes()
+        assert two.packets()[-1] == echo
+        assert not escaped
+
+    play(scene)
+
+
+def test_what_is_not_genuine_is_in_the_figures() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        give(one, icmp_echo(ends(1, 2)))
+        await world.passes()
+        session = one.tunnel.peer(two.id).current  # type: ignore[union-attr]
+        assert session is not None
+        datagram = session.seal(icmp_echo(ends(1, 2)))
+        forged = datagram[:-1] + bytes([datagram[-1] ^ 1])
+        before = two.path.dropped
+        two.path.relayed(one.id, [datagram, forged, datagram])
+        assert two.path.dropped - before == 2
 
     play(scene)

@@ -1,0 +1,79 @@
+"""What was found out for flows, so that not each packet is looked at as its flow's first: sessions to send under, streams, and what may come in. Pure.
+
+Hot path. All of it is forgotten together: after REUSE_S of the data path, and at once when anything changes that it rests on (a netmap, an effect). A packet
+that opens or resets a TCP connection has a verdict of its own, as the filter treats it otherwise than its flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from calnet.model import Buffer
+from calnet.policy.packets import TCP, tcp_flags
+from calnet.tunnel.segment import Super
+from calnet.tunnel.session import Session
+from calnet.tunnel.streams import is_stream
+from calnet.tunnel.streams import key as stream_key
+from calnet.wire.ip import TCP_RST, TCP_SYN
+
+MAX_FLOWS: Final = 256
+"""Flows of which something is kept."""
+
+Send = Callable[[Session, Super], None]
+
+
+class KnownFlows:
+    """See the module's docstring. Flows are given by their `flow_key`."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[bytes, Session] = {}
+        self._streams: dict[int, tuple[Send, Session, Super]] = {}
+        self._accepted: set[tuple[Session, bytes]] = set()
+
+    def forget(self) -> None:
+        """All of it."""
+        self._sessions.clear()
+        self._streams.clear()
+        self._accepted.clear()
+
+    def session(self, flow: bytes, packet: Buffer) -> Session | None:
+        """The session that a packet of this flow leaves under, if that is known."""
+        known = self._sessions.get(flow)
+        return None if known is None or (flow[-1] == TCP and _opens_or_resets(packet)) else known
+
+    def leaves_under(self, session: Session, flow: bytes, packet: Buffer) -> None:
+        """A packet of this flow left under this session: the next ones do."""
+        if flow[-1] == TCP and _opens_or_resets(packet):
+            return
+        if len(self._sessions) >= MAX_FLOWS:
+            self._sessions.clear()
+            self._streams.clear()
+        self._sessions[flow] = session
+
+    def stream(self, read: memoryview, length: int) -> tuple[Send, Session, Super] | None:
+        """How the super-packet that was read (virtio header first, `length` bytes in all) is sent, if one of its stream was a moment ago; the shape is that
+        one's, its length aside."""
+        return self._streams.get(stream_key(read, length)) if self._streams else None
+
+    def streams_by(self, send: Send, session: Session, read: memoryview, shape: Super) -> None:
+        """The super-packet that was read is sent so: the next ones of its stream are."""
+        if is_stream(shape):
+            if len(self._streams) >= MAX_FLOWS:
+                self._streams.clear()
+            self._streams[stream_key(read, len(read))] = send, session, shape
+
+    def accepts(self, session: Session, flow: bytes) -> bool:
+        """Whether packets of this flow may come by this session, if that is known; else False."""
+        return (session, flow) in self._accepted
+
+    def accept(self, session: Session, flow: bytes) -> None:
+        """They may."""
+        if len(self._accepted) >= MAX_FLOWS:
+            self._accepted.clear()
+        self._accepted.add((session, flow))
+
+
+def _opens_or_resets(packet: Buffer) -> bool:
+    flags = packet[33] if packet[0] == 0x45 else tcp_flags(packet)
+    return flags is None or bool(flags & (TCP_SYN | TCP_RST))
