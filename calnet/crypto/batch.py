@@ -9,7 +9,8 @@ ipsec_mb.py spares, where it is to be had.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -20,32 +21,63 @@ NONCE_START: Final = NONCE_STEP - NONCE_SIZE
 """So that a counter, a nonce's last 8 bytes, is aligned."""
 
 
-def consecutive(first: int, count: int) -> memoryview:
-    """The numbers from `first` on, little-endian, as words of 64 bits: faster by multiplying once than by counting. `first + count` is at most 2**64."""
+_HALF: Final = 1 << 32
+
+
+def lower_halves(first: int, count: int) -> memoryview:
+    """The lower 32 bits of the counters from `first` on, little-endian: faster by multiplying once than by counting."""
+    lower = first & _HALF - 1
+    if lower + count > _HALF:
+        return _words([number & _HALF - 1 for number in range(first, first + count)])
     ones, ramp = _ones_and_ramp(count)
-    return memoryview((first * ones + ramp).to_bytes(8 * count, "little")).cast("Q")
+    return memoryview((lower * ones + ramp).to_bytes(4 * count, "little")).cast("I")
+
+
+def upper_halves(first: int, count: int) -> memoryview | None:
+    """The upper 32 bits of each, where they are not those of the first one."""
+    return None if (first & _HALF - 1) + count <= _HALF else _words([number >> 32 for number in range(first, first + count)])
+
+
+def _words(numbers: Sequence[int]) -> memoryview:
+    return memoryview(struct.pack(f"<{len(numbers)}I", *numbers)).cast("I")
 
 
 @lru_cache(maxsize=256)
 def _ones_and_ramp(count: int) -> tuple[int, int]:
-    """1, 1, 1, … and 0, 1, 2, … as numbers of 64 bits each, put together to one."""
-    return sum(1 << 64 * k for k in range(count)), sum(k << 64 * k for k in range(count))
+    """1, 1, 1, … and 0, 1, 2, … as numbers of 32 bits each, put together to one."""
+    return sum(1 << 32 * k for k in range(count)), sum(k << 32 * k for k in range(count))
 
 
 class Nonces:
     """Room for the nonces of `most` messages: 4 bytes that begin each, and a counter of 8."""
 
-    __slots__ = ("_counters", "_words", "buffer")
+    __slots__ = ("_begins", "_lower", "_upper", "_uppers", "buffer")
 
     def __init__(self, most: int) -> None:
         self.buffer = memoryview(bytearray(NONCE_STEP * most))
-        self._counters, self._words = self.buffer.cast("Q")[1::2], self.buffer.cast("I")[1::4]
+        words = self.buffer.cast("I")
+        self._begins, self._lower, self._uppers = words[1::4], words[2::4], words[3::4]
+        self._upper = 0
+        """The upper half of all counters that are there; -1 where they differ."""
 
-    def count_on(self, at: int, counters: memoryview, word: int) -> None:
-        """Nonces from number `at` on: `word` and one of `counters`, little-endian ones as `consecutive` gives them."""
-        end = at + len(counters)
-        self._counters[at:end] = counters
-        self._words[at:end] = memoryview(word.to_bytes(4, "little") * len(counters)).cast("I")
+    def count_on(self, at: int, begin: int, first: int, lower: memoryview) -> None:
+        """Nonces from number `at` on: `begin` as 4 little-endian bytes, and the counters from `first` on, whose lower halves are given."""
+        end = at + len(lower)
+        self._begins[at:end] = memoryview(begin.to_bytes(4, "little") * len(lower)).cast("I")
+        self._lower[at:end] = lower
+        uppers = upper_halves(first, len(lower))
+        if uppers is not None:
+            self._uppers[at:end], self._upper = uppers, -1
+        elif first >> 32 != self._upper:
+            self._upper = first >> 32
+            self._uppers[:] = _words([self._upper] * len(self._uppers))
+
+    def set(self, counters: Sequence[int]) -> None:
+        """Nonces of these counters, whatever they are; they begin with zeros."""
+        end = len(counters)
+        self._begins[:end] = memoryview(bytes(4 * end)).cast("I")
+        self._lower[:end] = _words([number & _HALF - 1 for number in counters])
+        self._uppers[:end], self._upper = _words([number >> 32 for number in counters]), -1
 
 
 class Places:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
-from calnet.crypto.batch import Nonces, Places, consecutive
+from calnet.crypto.batch import Nonces, Places, lower_halves
 from calnet.model import Buffer
 from calnet.tunnel.chunks import Announced, Shape, announced, move_on, shape_of
 from calnet.tunnel.coalesce import complete
@@ -85,7 +85,7 @@ class ChunkInbound:
                 return [0]
             return []
         first = start // size
-        self._nonces.count_on(first, consecutive(counter, count), word)
+        self._nonces.count_on(first, word, counter, lower_halves(counter, count))
         last = end - start - (count - 1) * size - TRANSPORT_OVERHEAD
         return session.open_all(self._places_for(size), first, count, last)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
-from calnet.crypto.batch import Nonces, Places, consecutive
+from calnet.crypto.batch import Nonces, Places, lower_halves
 from calnet.errors import WireError
 from calnet.model import Buffer
 from calnet.tunnel.acks import LONGEST, BareAck, bare_ack
@@ -138,17 +138,17 @@ class Inbound:
 
     def _alike(self, size: int, count: int) -> tuple[int, int, int] | None:
         """What all datagrams begin with (4 bytes, as a number), their receiver index, and the first one's counter, if the others' go on from it. None also
-        where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches."""
+        where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches or whose upper halves differ."""
         word, index, first = _HEADER.unpack_from(self.buffer)
         if size % 4 or first > _MOST:
             return None
         step, words, buffer = size // 4, self._words, self.buffer
         end = (count - 1) * step + 1
-        begins, indices = (memoryview(bytes(buffer[at : at + 4]) * count).cast("I") for at in (0, 4))
-        if words[:end:step] != begins or words[1 : end + 1 : step] != indices:
+        if words[2 : end + 2 : step] != lower_halves(first, count) or words[:end:step] != memoryview(bytes(buffer[:4]) * count).cast("I"):
             return None
-        counters = consecutive(first, count).cast("B").cast("I")
-        if words[2 : end + 2 : step] != counters[::2] or words[3 : end + 3 : step] != counters[1::2]:
+        if words[1 : end + 1 : step] != memoryview(bytes(buffer[4:8]) * count).cast("I"):
+            return None
+        if words[3 : end + 3 : step] != memoryview(bytes(buffer[12:16]) * count).cast("I"):
             return None
         return word, index, first
 
@@ -172,7 +172,10 @@ class Inbound:
             self.dropped += count
             return
         follow = isinstance(counters, range)
-        self._nonces.count_on(0, consecutive(counters[0], count) if follow else memoryview(struct.pack(f"<{count}Q", *counters)).cast("Q"), 0)
+        if follow:
+            self._nonces.count_on(0, 0, counters[0], lower_halves(counters[0], count))
+        else:
+            self._nonces.set(counters)
         places, plains = self._places_for(size)
         end = (count - 1) * size + TRANSPORT_HEADER_SIZE
         if length != count * size:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from calnet.crypto.aead import TAG_SIZE
-from calnet.crypto.batch import Nonces, Places, consecutive
+from calnet.crypto.batch import Nonces, Places, lower_halves, upper_halves
 from calnet.tunnel.chunks import MAX_HEADER, Shape, first_word, move_on, set_size
 from calnet.tunnel.segment import Super, headers_of
 from calnet.tunnel.session import Session, SessionExhausted
@@ -41,14 +41,23 @@ _TRANSPORT: Final = int(MessageType.TRANSPORT)
 _ZEROS: Final = bytes(PADDING)
 _COUNTER: Final = struct.Struct("<Q")
 _COUNTER_AT: Final = 8
-_UPPER: Final = 1 << 32
-"""From this counter on the upper half is not that of the first one, or may not be."""
 _TAG: Final = bytes(TAG_SIZE)
 _BETWEEN: Final = TAG_SIZE + TRANSPORT_HEADER_SIZE
 """Bytes between two texts: a tag and the next datagram's header, both written when the run is sealed."""
 
 Send = Callable[[Session, memoryview, int], None]
 """`send(session, datagrams, size)`: the datagrams lie side by side, `size` bytes each, the last perhaps shorter. The buffer is used again afterwards."""
+
+
+class _Run(NamedTuple):
+    """Chunks of a super-packet that one send carries, from number `begin` on; `ends`: the last of all is among them. `last` is the length of its last text."""
+
+    begin: int
+    chunks: int
+    ends: bool
+    trailer: Shape
+    payloads: list[memoryview]
+    last: int
 
 
 class Outbound:
@@ -66,6 +75,7 @@ class Outbound:
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._sums: dict[tuple[int, int], tuple[list[memoryview], SumAll]] = {}
+        self._runs: dict[Super, list[_Run]] = {}
         self._session: Session | None = None
         self._size = self._count = self._limit = self._last = 0
         """Of the run under way: bytes of a datagram, how many there are, how many there may be, bytes of the last one's text."""
@@ -144,32 +154,41 @@ class Outbound:
     def send_chunks(self, session: Session, shape: Super) -> None:
         """Seal and send the super-packet at `plain[START:]` as chunks; `chunks.can_be_chunks(shape)`."""
         self.flush()
-        header, step, count = shape.header, shape.segment, -(-(shape.length - shape.header) // shape.segment)
-        size = header + step + TRANSPORT_OVERHEAD
-        most = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
-        trailer = Shape(shape.version, shape.protocol, shape.ip_header, step)
-        payloads = self._payloads_for(header, step, count - 1)
-        wire = self._wire
-        for begin in range(0, count, most):
-            end = min(begin + most, count)
+        header, size, wire = shape.header, shape.header + shape.segment + TRANSPORT_OVERHEAD, self._wire
+        for run in self._runs_of(shape):
             part = bytearray(self.plain[START : START + header])
-            move_on(part, trailer, begin, last=end == count)
-            set_size(part, shape.version, step)
+            if run.begin or not run.ends:
+                move_on(part, run.trailer, run.begin, last=run.ends)
+            set_size(part, shape.version, shape.segment)
             try:
-                first = session.take_counters(end - begin)
+                first = session.take_counters(run.chunks)
             except SessionExhausted:
-                self.dropped += count - begin
+                self.dropped += -(-(shape.length - header) // shape.segment) - run.begin
                 return
-            word = first_word(header, first, end - begin)
+            word = first_word(header, first, run.chunks)
             head = _HEADER.pack(word, session.remote_index, first)
-            start = START + header + (end - 1) * step
-            stop = START + (shape.length if end == count else header + end * step)
-            joined = (part + _TAG + head).join([*payloads[begin : end - 1], self.plain[start:stop]])
+            joined = (part + _TAG + head).join(run.payloads)
             at = TRANSPORT_HEADER_SIZE + len(joined)
             wire[:TRANSPORT_HEADER_SIZE] = head
             wire[TRANSPORT_HEADER_SIZE:at] = joined
             wire[at : at + header] = part
-            self._seal(session, first, word, end - begin, size, stop - start + header)
+            self._seal(session, first, word, run.chunks, size, run.last)
+
+    def _runs_of(self, shape: Super) -> list[_Run]:
+        """How a super-packet of this shape is sent as chunks. Kept for a few: a stream's are mostly of one length."""
+        runs = self._runs.get(shape)
+        if runs is None:
+            if len(self._runs) >= _MAX_SHAPES:
+                self._runs.clear()
+            header, step, count = shape.header, shape.segment, -(-(shape.length - shape.header) // shape.segment)
+            most = max(1, min(MAX_RUN, MAX_RUN_BYTES // (header + step + TRANSPORT_OVERHEAD)))
+            trailer, payloads = Shape(shape.version, shape.protocol, shape.ip_header, step), self._payloads_for(header, step, count - 1)
+            runs = self._runs[shape] = []
+            for begin in range(0, count, most):
+                end = min(begin + most, count)
+                last = self.plain[START + header + (end - 1) * step : START + (shape.length if end == count else header + end * step)]
+                runs.append(_Run(begin, end - begin, end == count, trailer, [*payloads[begin : end - 1], last], len(last) + header))
+        return runs
 
     def flush(self) -> None:
         """Seal the run under way and send it."""
@@ -196,13 +215,14 @@ class Outbound:
             text = wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last]
             session.seal_into(_NONCE.pack(word, first), text, None, wire[TRANSPORT_HEADER_SIZE:end])
         else:
-            counters = consecutive(first, count)
-            self._nonces.count_on(0, counters, word)
+            lower = lower_halves(first, count)
+            self._nonces.count_on(0, word, first, lower)
             if size % 4 == 0:
-                halves, step = counters.cast("B").cast("I"), size // 4
-                self._words[2 : count * step : step] = halves[::2]
-                if first + count > _UPPER:
-                    self._words[3 : count * step : step] = halves[1::2]
+                step = size // 4
+                self._words[2 : count * step : step] = lower
+                uppers = upper_halves(first, count)
+                if uppers is not None:
+                    self._words[3 : count * step : step] = uppers
             else:
                 for k in range(count):
                     _COUNTER.pack_into(wire, k * size + _COUNTER_AT, first + k)
