@@ -24,7 +24,7 @@ from calnet.crypto.batch import NONCE_START, NONCE_STEP, Places, PortableBatch, 
 
 NAMES: Final = ("libIPSec_MB.so.2", "libIPSec_MB.so.1")
 MAX_BATCH: Final = 128
-"""Messages that one call takes (IMB_MAX_BURST_SIZE); longer batches take several."""
+"""Messages that one call takes (IMB_MAX_BURST_SIZE); longer batches go the portable way."""
 _SEALING, _OPENING = 1, 2
 """IMB_CIPHER_DIRECTION."""
 _KEY_256: Final = 32
@@ -42,7 +42,8 @@ class LibraryError(Exception):
 
 
 class _Call(Protocol):
-    """One AEAD in one direction: `count` messages from `first` on, under a key at an address, computed tags at `tags` (None: behind each message)."""
+    """One AEAD in one direction: `count` messages from `first` on, the last one's text `last` bytes, under the key at an address. Tags are computed behind each
+    message when sealing, and to the library's own place when opening."""
 
     def __call__(self, places: Places, first: int, count: int, last: int, key: int) -> None: ...
 

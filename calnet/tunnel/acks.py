@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from calnet.tunnel.streams import TCP_SIZE, TIMESTAMPS
-from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, Protocol
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, Protocol, mask_without, varying
 
 _HALF: Final = 1 << 31
 _MASK32: Final = 0xFFFFFFFF
@@ -45,14 +45,9 @@ class BareAck:
 
 
 def _mask(ip_header: int, size: int) -> int:
-    kept = bytearray(b"\xff" * size)
-    if ip_header == IPV4_HEADER_SIZE:
-        kept[4:6] = kept[10:12] = bytes(2)
-    for start, length in ((8, 4), (14, 2), (TCP_CHECKSUM_OFFSET, 2)):
-        kept[ip_header + start : ip_header + start + length] = bytes(length)
     options = ip_header + TCP_HEADER_SIZE + len(TIMESTAMPS)
-    kept[options:] = bytes(size - options) if size > options else b""
-    return int.from_bytes(kept, "big")
+    free = [range(ip_header + start, ip_header + start + length) for start, length in ((8, 4), (14, 2), (TCP_CHECKSUM_OFFSET, 2))]
+    return mask_without(size, *varying(ip_header), *free, range(options, max(size, options)))
 
 
 _MASKS: Final = {

@@ -29,8 +29,10 @@ from calnet.wire.ip import (
     VIRTIO_HEADER,
     GsoType,
     Protocol,
+    mask_without,
     partial_checksum,
     pseudo_sum,
+    varying,
 )
 
 MAX_LENGTH: Final = 65535
@@ -103,19 +105,15 @@ def _udp_flow(packet: memoryview, length: int, version: int, ip_header: int) -> 
 def _masks(version: int, protocol: int, header: int) -> tuple[int, int, int]:
     """The mask for a full packet, the one for a last packet (lengths and PSH, FIN aside), and by how many bits the sequence number is shifted."""
     ip_header = IPV4_HEADER_SIZE if version == 4 else IPV6_HEADER_SIZE
-    full = bytearray(b"\xff" * header)
-    if version == 4:
-        full[4:6] = full[10:12] = bytes(2)
     check = ip_header + (TCP_CHECKSUM_OFFSET if protocol == Protocol.TCP else UDP_CHECKSUM_OFFSET)
-    full[check : check + 2] = bytes(2)
-    tail = bytearray(full)
     length_at = 2 if version == 4 else 4
-    tail[length_at : length_at + 2] = bytes(2)
+    free, lengths = [*varying(ip_header), range(check, check + 2)], [range(length_at, length_at + 2)]
     if protocol == Protocol.UDP:
-        tail[ip_header + 4 : ip_header + 6] = bytes(2)
-    else:
-        tail[ip_header + 13] = 0xFF & ~_LAST_FLAGS
-    return int.from_bytes(full, "big"), int.from_bytes(tail, "big"), (header - ip_header - 8) * 8
+        lengths.append(range(ip_header + 4, ip_header + 6))
+    full, tail = mask_without(header, *free), mask_without(header, *free, *lengths)
+    if protocol == Protocol.TCP:
+        tail &= ~(_LAST_FLAGS << (header - ip_header - 14) * 8)
+    return full, tail, (header - ip_header - 8) * 8
 
 
 def joins_last(flow: Flow, packet: memoryview, length: int, index: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from calnet.tunnel.segment import Super
-from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol
+from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol, mask_without, varying
 
 TIMESTAMPS: Final = b"\x01\x01\x08\x0a"
 """NOP, NOP, kind 8, length 10 (RFC 7323, appendix A)."""
@@ -20,17 +20,12 @@ TCP_SIZE: Final = TCP_HEADER_SIZE + _OPTIONS_SIZE
 
 def mask_of(ip_header: int, *, virtio: bool = False, length: bool = False) -> int:
     """The bits that are alike, of IP and TCP header. `virtio`: with a virtio header before them; `length`: the IP header's length is alike too."""
-    kept = bytearray(b"\xff" * (ip_header + TCP_SIZE))
-    if ip_header == IPV4_HEADER_SIZE:
-        kept[4:6] = kept[10:12] = bytes(2)
-    if not length:
-        at = 2 if ip_header == IPV4_HEADER_SIZE else 4
-        kept[at : at + 2] = bytes(2)
-    kept[ip_header + 4 : ip_header + 12] = bytes(8)
-    kept[ip_header + 13 : ip_header + TCP_CHECKSUM_OFFSET + 2] = bytes(TCP_CHECKSUM_OFFSET + 2 - 13)
-    kept[ip_header + TCP_HEADER_SIZE + len(TIMESTAMPS) :] = bytes(_OPTIONS_SIZE - len(TIMESTAMPS))
-    before = b"\xff\xff\0\0\xff\xff\xff\xff\xff\xff" if virtio else b""  # all but hdr_len, which the kernel sets to something else
-    return int.from_bytes(before + kept, "big")
+    at, tcp = 2 if ip_header == IPV4_HEADER_SIZE else 4, ip_header
+    numbers, rest = range(tcp + 4, tcp + 12), range(tcp + 13, tcp + TCP_CHECKSUM_OFFSET + 2)
+    stamps = range(tcp + TCP_HEADER_SIZE + len(TIMESTAMPS), tcp + TCP_SIZE)
+    mask = mask_without(tcp + TCP_SIZE, *varying(ip_header), *(() if length else (range(at, at + 2),)), numbers, rest, stamps)
+    before = mask_without(VIRTIO_HEADER_SIZE, range(2, 4)) if virtio else 0  # all but hdr_len, which the kernel sets to something else
+    return before << (tcp + TCP_SIZE) * 8 | mask
 
 
 _MASK4: Final = mask_of(IPV4_HEADER_SIZE, virtio=True)

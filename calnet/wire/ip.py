@@ -75,6 +75,19 @@ def parse_virtio(data: Buffer) -> Virtio:
     return Virtio(*VIRTIO_HEADER.unpack_from(data))
 
 
+def mask_without(length: int, *free: range) -> int:
+    """A header of `length` bytes, as one big-endian number: the bits that are compared, which are those of all bytes but the `free` ones."""
+    kept = bytearray(b"\xff" * length)
+    for part in free:
+        kept[part.start : part.stop] = bytes(len(part))
+    return int.from_bytes(kept, "big")
+
+
+def varying(ip_header: int) -> tuple[range, ...]:
+    """Bytes of an IP header without options that differ from packet to packet of a flow: IPv4's identification and checksum."""
+    return (range(4, 6), range(10, 12)) if ip_header == IPV4_HEADER_SIZE else ()
+
+
 def ones_sum(data: Buffer) -> int:
     """Sum of big-endian 16-bit words modulo 65535 (RFC 1071), an odd last byte padded with a zero: 0 ≤ sum < 65535.
 

@@ -6,13 +6,24 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.e2e.network import Network, network
+from calnet.roles.demo.namespaces import Task
+from calnet.roles.demo.product import Node
+from tests.e2e.network import SOON, Network, network, pings
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Network]:
     with network() as made:
         yield made
+
+
+@pytest.fixture
+def stream(pair: tuple[Node, Node]) -> Iterator[Task]:
+    """Pings from alice to bob all through the test, begun by a first reply."""
+    task = pings(*pair)
+    assert task.next_event(SOON) is not None
+    yield task
+    task.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from calnet.errors import UnreachableError
 from calnet.roles.demo import traffic
 from calnet.roles.demo.namespaces import Task
 from calnet.roles.demo.product import Node, eventually
-from tests.e2e.network import PROGRAM, SOON, Network, answers, await_direct, pings
+from tests.e2e.network import PROGRAM, SOON, Network, answers, await_direct
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -27,15 +26,6 @@ def pair(net: Network) -> tuple[Node, Node]:
     net.acquaint("alice", "bob")
     await_direct(alice, bob)
     return alice, bob
-
-
-@pytest.fixture
-def stream(pair: tuple[Node, Node]) -> Iterator[Task]:
-    """Pings from alice to bob all through the test, begun by a first reply."""
-    task = pings(*pair)
-    assert task.next_event(SOON) is not None
-    yield task
-    task.close()
 
 
 def _connected(node: Node) -> bool:

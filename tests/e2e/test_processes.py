@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from calnet.roles.demo.product import Node, eventually
 from calnet.roles.demo.recovery import await_path
 from calnet.roles.node.handshake_log import parse_records
 from calnet.roles.node.main import CLOSE_S
-from tests.e2e.network import SOON, Network, answers, await_direct, pings, send_file
+from tests.e2e.network import SOON, Network, answers, await_direct, send_file
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -78,15 +77,6 @@ def pair(net: Network) -> tuple[Node, Node]:
     alice, bob = (net.join(name, daemon=TWO) for name in ("alice", "bob"))
     net.acquaint("alice", "bob")
     return alice, bob
-
-
-@pytest.fixture
-def stream(pair: tuple[Node, Node]) -> Iterator[Task]:
-    """Pings from alice to bob all through the test, begun by a first reply."""
-    task = pings(*pair)
-    assert task.next_event(SOON) is not None
-    yield task
-    task.close()
 
 
 def _lost(task: Task) -> list[float]:
