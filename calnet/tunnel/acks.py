@@ -32,8 +32,9 @@ class BareAck:
         self._mask, self._shift = mask, (length - at - 4) * 8
         self.acknowledged = number >> self._shift & _MASK32
 
-    def gives_way_to(self, packet: memoryview) -> bool:
-        """Whether the packet, which may have padding behind it, makes this one needless: it acknowledges more, and is alike otherwise. This one is it then."""
+    def replaced_by(self, packet: memoryview) -> bool:
+        """Let the packet (padding may follow it) take this one's place, if that makes this one needless: it acknowledges more, and is alike otherwise. Returns
+        whether it did."""
         number = int.from_bytes(packet[: self.length], "big")
         if number & self._mask != self.common:
             return False

@@ -4,8 +4,8 @@ Hot path: plainer and longer than elsewhere. A batch lies in `buffer` as the ker
 shorter). Each is opened where it lies; nothing is copied: a super-packet is one gathered write of a new header and the payloads. A batch of 49 packets of
 1,280 bytes costs 120 µs: 90 are the AEAD's.
 
-The order, for every datagram: AEAD, replay window, `opened` (timers, endpoint), `accept` (inner source and packet filter, once a run), `write`; for one that
-came alone `opened` is last, as somebody may wait for it. A datagram that fails any of them is dropped alone.
+The order, for every datagram: AEAD, replay window, `opened` (timers, endpoint), `accept` (inner source and packet filter, once a run), `write`; for a packet
+that is opened by itself `opened` is last, as somebody may wait for it. A datagram that fails any of them is dropped alone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Inbound:
             words, indices, counters = self._heads(size, count)
             if indices.count(indices[0]) == count:
                 if words.count(_TRANSPORT) == count:
-                    self._receive_batch(length, size, indices[0], counters)
+                    follow = range(counters[0], counters[0] + count)
+                    self._receive_batch(length, size, indices[0], follow if counters == list(follow) and counters[0] <= _MOST else counters)
                 else:
                     self._receive_chunks(length, size, indices[0], words, counters)
                 return
@@ -138,9 +139,9 @@ class Inbound:
 
     def _alike(self, size: int, count: int) -> tuple[int, int, int] | None:
         """What all datagrams begin with (4 bytes, as a number), their receiver index, and the first one's counter, if the others' go on from it. None also
-        where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches or whose upper halves differ."""
+        where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches, or that aren't all in the same 2**32."""
         word, index, first = _HEADER.unpack_from(self.buffer)
-        if size % 4 or first > _MOST:
+        if size % 4 or first > _MOST or (first & 0xFFFFFFFF) + count > 1 << 32:
             return None
         step, words, buffer = size // 4, self._words, self.buffer
         end = (count - 1) * step + 1
@@ -214,7 +215,7 @@ class Inbound:
         before: BareAck | None = None
         for k in good:
             plain = plains[k]
-            if before is not None and before.gives_way_to(plain):
+            if before is not None and before.replaced_by(plain):
                 kept[-1] = k
             else:
                 kept.append(k)

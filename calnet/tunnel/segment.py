@@ -77,7 +77,7 @@ def parse_super(packet: memoryview, virtio: Virtio) -> Super:
     header = ip_header + size
     if length <= header or (protocol == Protocol.TCP and size < TCP_HEADER_SIZE):
         raise WireError("a super-packet without payload")
-    return Super(version, protocol, ip_header, header, virtio.gso_size, length)
+    return Super(version, protocol, ip_header, header, min(virtio.gso_size, length - header), length)
 
 
 def _ipv6_headers_end(packet: memoryview) -> tuple[int, int]:

@@ -56,15 +56,15 @@ def _by_library(pieces: list[memoryview]) -> SumAll | None:
         return None
     limbs, divisor, end = ctypes.c_long(length // _LIMB), ctypes.c_ulong(_MODULUS), length // _LIMB * _LIMB
     places = [ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(piece))) for piece in pieces]
-    rests, number = [piece[end:] for piece in pieces], int.from_bytes  # views, which keep the buffer as well
+    rests, number = [piece[end:] for piece in pieces], int.from_bytes
 
-    def sums(count: int) -> list[int]:
+    def sums(count: int, _kept: list[memoryview] = rests) -> list[int]:  # the views keep the memory that the places are in
         return [mod(place, limbs, divisor) * _SWAP for place in places[:count]]
 
     def sums_and_rests(count: int) -> list[int]:
         return [(mod(place, limbs, divisor) + number(rest, "little")) * _SWAP for place, rest in zip(places[:count], rests, strict=False)]
 
-    return sums if end == length and rests else sums_and_rests
+    return sums if end == length else sums_and_rests
 
 
 class _Library:

@@ -16,9 +16,9 @@ def _later(ack: bytes, packet: bytes) -> bool:
     known, later = bare_ack(memoryview(ack)), bare_ack(memoryview(packet))
     assert known is not None
     before = known.acknowledged
-    gives_way = known.gives_way_to(memoryview(packet))
-    assert known.acknowledged == (later.acknowledged if gives_way and later is not None else before)
-    return gives_way
+    replaced = known.replaced_by(memoryview(packet))
+    assert known.acknowledged == (later.acknowledged if replaced and later is not None else before)
+    return replaced
 
 
 def _stamped(value: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from random import Random
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_sums_of_even_pieces_are_congruent_and_follow_their_bytes(half: int, cou
         expected = [_pair_by_pair(bytes(piece)) for piece in pieces]
         assert [one % 65535 for one in sum_all(count)] == expected
         assert [one % 65535 for one in sum_all(1)] == expected[:1]
+
+
+@pytest.mark.parametrize("step", [1024, 1026])
+def test_sums_keep_what_they_are_of(step: int) -> None:
+    def made() -> sums.SumAll:
+        buffer = memoryview(bytearray(b"\1" * (8 << 20)))  # so large that its memory goes back to the system with it
+        return sums_of([buffer[at : at + step] for at in range(0, 100 * step, step)])
+
+    sum_all = made()
+    gc.collect()
+    assert [one % 65535 for one in sum_all(100)] == [0x0101 * step // 2 % 65535] * 100
 
 
 def test_no_pieces_have_no_sums() -> None:

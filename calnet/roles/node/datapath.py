@@ -423,6 +423,7 @@ class DataPath:
         except HostError as error:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
+        self._outbound.flush()
 
     def take_known(self, length: int) -> bool:
         """reading.Taker's."""
@@ -442,7 +443,7 @@ class DataPath:
         if flow_key(packet) != self._sent_flow:
             return None
         flow = flow_of(packet, len(packet))
-        return flow if flow is not None and flow.protocol == Protocol.UDP and flow.header + flow.payload == len(packet) else None
+        return flow if flow is not None and flow.protocol == Protocol.UDP else None
 
     def take(self, end: int, shape: Super | None = None, *, alone: bool = False) -> None:
         """reading.Taker's: the packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
@@ -571,6 +572,7 @@ class DataPath:
         route = BY_RELAY if self._detour else self._paths.route(peer)
         self._dropped += self._sender.run(peer, route, datagrams, size)
         if session is not self._sent_by or route is not self._sent_route:
+            self._account_received()  # first, as it came first: this is an answer perhaps
             self._account_sent()
             self._sent_by, self._sent_route = session, route
         self._sent_bytes += len(datagrams)
@@ -702,7 +704,6 @@ class DataPath:
             packet = bytes(START) + self._answers.popleft()
             self._outbound.plain[: len(packet)] = packet
             self.take(len(packet))
-            self._forget_flows()  # a reset says nothing of what this host sends in its flow
 
     def _not_data(self, datagram: memoryview) -> None:
         self._account_received()

@@ -20,6 +20,9 @@ from calnet.wire.ip import TCP_RST, TCP_SYN
 MAX_FLOWS: Final = 256
 """Flows of which something is kept."""
 
+_WHOLE: Final = (13, 37)
+"""Lengths of the keys that end with the protocol: those of whole packets. Longer ones end with bytes of the packet."""
+
 Send = Callable[[Session, Super], None]
 
 
@@ -40,11 +43,11 @@ class KnownFlows:
     def session(self, flow: bytes, packet: Buffer) -> Session | None:
         """The session that a packet of this flow leaves under, if that is known."""
         known = self._sessions.get(flow)
-        return None if known is None or (flow[-1] == TCP and _opens_or_resets(packet)) else known
+        return None if known is None or _opens_or_resets(flow, packet) else known
 
     def leaves_under(self, session: Session, flow: bytes, packet: Buffer) -> None:
         """A packet of this flow left under this session: the next ones do."""
-        if flow[-1] == TCP and _opens_or_resets(packet):
+        if _opens_or_resets(flow, packet):
             return
         if len(self._sessions) >= MAX_FLOWS:
             self._sessions.clear()
@@ -74,6 +77,8 @@ class KnownFlows:
         self._accepted.add((session, flow))
 
 
-def _opens_or_resets(packet: Buffer) -> bool:
+def _opens_or_resets(flow: bytes, packet: Buffer) -> bool:
+    if flow[-1] != TCP or len(flow) not in _WHOLE:
+        return False
     flags = packet[33] if packet[0] == 0x45 else tcp_flags(packet)
     return flags is None or bool(flags & (TCP_SYN | TCP_RST))

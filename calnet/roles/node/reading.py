@@ -133,14 +133,14 @@ class TunReader:
         count, following = 1, 0
         while count < READ_BATCH and (following := read(self._slot)):
             packet = slot[START:following]
-            if not ack.gives_way_to(packet):
+            if not ack.replaced_by(packet):
                 later = bare_ack(packet) if following <= START + LONGEST else None
                 if later is None:
                     break
                 known = waiting.get(later.common)
                 if known is None:
                     ack = later
-                elif known[0].gives_way_to(packet):
+                elif known[0].replaced_by(packet):
                     ack = known[0]
                 else:
                     self._take_all(waiting)

@@ -20,7 +20,7 @@ from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Ro
 from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, REUSE_S
 from calnet.roles.node.reading import READ_BATCH
 from calnet.roles.node.waiting import QUEUE_PACKETS
-from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp, with_extension
+from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, ip_packet, is_sound, tcp, udp, with_extension
 from tests.roles.node.datapath_world import EVERYWHERE, WALL, Node, World, ends, give, play
 
 PLAIN = Offloads(vnet_header=False)
@@ -1115,11 +1115,94 @@ def test_packet_that_is_cut_short_behind_one_without_a_flow_costs_nobody_else() 
         await world.passes()
         two.packets()
         strange = with_extension(tcp(bytes(50), ends(1, 2, six=True)), (43, bytes((0, 2, 0, 0)) + bytes(20)))
-        for packet in (strange, strange, b"\x60\0\0", echo):
+        error = ip_packet(bytes((3, 1, *bytes(6), 6)), 1, ends(1, 2))  # an ICMP error whose last byte is TCP's number, shorter than a TCP packet
+        for packet in (strange, strange, b"\x60\0\0", error, echo):
             one.tun.inject(packet)
         await world.passes()
         assert two.packets()[-1] == echo
         assert not escaped
+
+    play(scene)
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_super_packet_of_one_packet_and_any_segment_size_goes(six: bool) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        give(one, icmp_echo(ends(1, 2)))
+        await world.passes()
+        two.packets()
+        packets = [tcp(b"d" * 100, ends(1, 2, six=six)), udp(b"d" * 100, ends(1, 2, six=six))]
+        for packet in packets:
+            one.tun.inject(as_kernel_gives(packet, 65530)[10:], as_kernel_gives(packet, 50)[:4] + b"\xfa\xff" + as_kernel_gives(packet, 50)[6:10])
+        await world.passes()
+        assert two.packets() == packets
+
+    play(scene)
+
+
+def _one_datagram(world: World, before: Callable[[], None]) -> Callable[[memoryview], Received | None]:
+    """A receive function of node 1: one datagram of node 2, as `before` was called."""
+    session = world.nodes[NodeId(2)].tunnel.peer(NodeId(1)).current  # type: ignore[union-attr]
+    assert session is not None
+    datagrams = [session.seal(udp(b"q", ends(2, 1)).ljust(32, b"\0"))]
+
+    def receive(buffer: memoryview) -> Received | None:
+        if not datagrams:
+            return None
+        before()
+        datagram = datagrams.pop()
+        buffer[: len(datagram)] = datagram
+        return Received(len(datagram), len(datagram), world.nodes[NodeId(2)].endpoint)
+
+    return receive
+
+
+def test_answer_counts_as_sent_after_what_it_answers_whoever_else_is_sent_to() -> None:
+    async def scene(world: World) -> None:
+        one, two, three = (world.node(number) for number in (1, 2, 3))
+        one.knows(two.as_peer(), three.as_peer())
+        two.knows(one.as_peer())
+        three.knows(one.as_peer())
+        for here, there in ((2, 1), (1, 2), (3, 1), (1, 3)):
+            give(world.nodes[NodeId(here)], udp(b"x", ends(here, there)))
+            await world.passes()
+        await world.passes(15)
+
+        def answers() -> None:
+            give(one, udp(b"answer", ends(1, 2)))
+            give(one, udp(b"to another", ends(1, 3)))
+
+        one.tun.unwatch(asyncio.get_running_loop())
+        one.path._on_udp(_one_datagram(world, answers))
+        timers = one.tunnel.peer(two.id).timers  # type: ignore[union-attr]
+        assert timers.keepalive_at == float("inf"), "it was answered"
+        assert timers.new_handshake_at < float("inf"), "and is to answer in turn"
+
+    play(scene)
+
+
+def test_answers_do_not_wait_for_what_else_is_to_be_received() -> None:
+    async def scene(world: World) -> None:
+        one, _ = world.pair()
+        for here, there in ((2, 1), (1, 2)):
+            give(world.nodes[NodeId(here)], udp(b"x", ends(here, there)))
+            await world.passes()
+        one.tun.unwatch(asyncio.get_running_loop())
+
+        def answers() -> None:
+            for size in (20, 50):
+                give(one, udp(bytes(size), ends(1, 2)))
+
+        receive = _one_datagram(world, answers)
+        sent: list[int] = []
+
+        def receive_on(buffer: memoryview) -> Received | None:
+            sent.append(one.tunnel.peer(NodeId(2)).current.send_counter)  # type: ignore[union-attr]
+            return receive(buffer)
+
+        one.path._on_udp(receive_on)
+        assert sent[1] == sent[0] + 2
 
     play(scene)
 
