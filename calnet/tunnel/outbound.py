@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from calnet.crypto.aead import TAG_SIZE
-from calnet.crypto.batch import Nonces, Places, lower_halves, upper_halves
+from calnet.crypto.batch import Nonces, Places, lower_halves
 from calnet.tunnel.chunks import MAX_HEADER, Shape, first_word, move_on, set_size
 from calnet.tunnel.segment import Super, headers_of
 from calnet.tunnel.session import Session, SessionExhausted
@@ -41,9 +41,9 @@ _TRANSPORT: Final = int(MessageType.TRANSPORT)
 _ZEROS: Final = bytes(PADDING)
 _COUNTER: Final = struct.Struct("<Q")
 _COUNTER_AT: Final = 8
+_UPPER: Final = 1 << 32
+"""Counters beyond have an upper half that is not zero."""
 _TAG: Final = bytes(TAG_SIZE)
-_BETWEEN: Final = TAG_SIZE + TRANSPORT_HEADER_SIZE
-"""Bytes between two texts: a tag and the next datagram's header, both written when the run is sealed."""
 
 Send = Callable[[Session, memoryview, int], None]
 """`send(session, datagrams, size)`: the datagrams lie side by side, `size` bytes each, the last perhaps shorter. The buffer is used again afterwards."""
@@ -77,6 +77,7 @@ class Outbound:
         self._sums: dict[tuple[int, int], tuple[list[memoryview], SumAll]] = {}
         self._runs: dict[Super, list[_Run]] = {}
         self._session: Session | None = None
+        self._head = b""
         self._size = self._count = self._limit = self._last = 0
         """Of the run under way: bytes of a datagram, how many there are, how many there may be, bytes of the last one's text."""
 
@@ -87,6 +88,7 @@ class Outbound:
         if session is not self._session or size > self._size or self._count >= self._limit:
             self._begin(session, size)
         at = self._count * self._size + TRANSPORT_HEADER_SIZE
+        self._wire[at - TRANSPORT_HEADER_SIZE : at] = self._head
         self._wire[at : at + length] = self.plain[start : start + length]
         if padded != length:
             self._wire[at + length : at + padded] = _ZEROS[: padded - length]
@@ -126,7 +128,8 @@ class Outbound:
         whole = count if rest == step else count - 1
         if count > self._limit - self._count:
             self.flush()  # so that the receiver has the super-packet in one batch, if one can hold it
-        between = bytes(padded - full + _BETWEEN) + template
+        head = _begin_of(session)
+        begin, between = head + template, bytes(padded - full + TAG_SIZE) + head + template
         payloads = self._payloads_for(header, step, whole)
         wire, done = self._wire, 0
         while done < whole:
@@ -135,7 +138,7 @@ class Outbound:
             take = min(self._limit - self._count, whole - done)
             at = self._count * size + TRANSPORT_HEADER_SIZE
             end = at + (take - 1) * size + padded
-            wire[at : at + header] = template
+            wire[at - TRANSPORT_HEADER_SIZE : at + header] = begin
             wire[at + header : end] = between.join(payloads[done : done + take]) + _ZEROS[: padded - full]
             for offset, numbers in columns:
                 self._write_column(at + offset, size, numbers[done : done + take])
@@ -166,7 +169,7 @@ class Outbound:
                 self.dropped += -(-(shape.length - header) // shape.segment) - run.begin
                 return
             word = first_word(header, first, run.chunks)
-            head = _HEADER.pack(word, session.remote_index, first)
+            head = _HEADER.pack(word, session.remote_index, 0)
             joined = (part + _TAG + head).join(run.payloads)
             at = TRANSPORT_HEADER_SIZE + len(joined)
             wire[:TRANSPORT_HEADER_SIZE] = head
@@ -202,27 +205,21 @@ class Outbound:
         except SessionExhausted:
             self.dropped += count
             return
-        head = _HEADER.pack(_TRANSPORT, session.remote_index, first)
-        for at in range(0, count * size, size):
-            self._wire[at : at + TRANSPORT_HEADER_SIZE] = head
         self._seal(session, first, 0, count, size, self._last)
 
     def _seal(self, session: Session, first: int, word: int, count: int, size: int, last: int) -> None:
-        """Seal and send the run in the buffer, whose datagrams all have the first one's header. `word` begins their nonces, `last` is the length of the last
-        one's text."""
+        """Seal and send the run in the buffer, whose headers lack their counters yet. `word` begins their nonces; the last one's text is `last` bytes."""
         wire, end = self._wire, (count - 1) * size + last + TRANSPORT_OVERHEAD
         if count == 1:
+            _COUNTER.pack_into(wire, _COUNTER_AT, first)
             text = wire[TRANSPORT_HEADER_SIZE : TRANSPORT_HEADER_SIZE + last]
             session.seal_into(_NONCE.pack(word, first), text, None, wire[TRANSPORT_HEADER_SIZE:end])
         else:
             lower = lower_halves(first, count)
             self._nonces.count_on(0, word, first, lower)
-            if size % 4 == 0:
+            if size % 4 == 0 and first + count <= _UPPER:
                 step = size // 4
                 self._words[2 : count * step : step] = lower
-                uppers = upper_halves(first, count)
-                if uppers is not None:
-                    self._words[3 : count * step : step] = uppers
             else:
                 for k in range(count):
                     _COUNTER.pack_into(wire, k * size + _COUNTER_AT, first + k)
@@ -242,7 +239,7 @@ class Outbound:
 
     def _begin(self, session: Session, size: int) -> None:
         self.flush()
-        self._session = session
+        self._session, self._head = session, _begin_of(session)
         self._size = size
         self._limit = max(1, min(MAX_RUN, MAX_RUN_BYTES // size))
         self._count = 0
@@ -289,3 +286,8 @@ class Outbound:
             places = Places(self._wire, self._nonces.buffer, start=TRANSPORT_HEADER_SIZE, step=size, length=size - TRANSPORT_OVERHEAD, most=most)
             self._places[size] = places
         return places
+
+
+def _begin_of(session: Session) -> bytes:
+    """The header of the session's packets, its counter zero as long as it isn't known."""
+    return _HEADER.pack(_TRANSPORT, session.remote_index, 0)
