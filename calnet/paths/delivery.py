@@ -249,7 +249,7 @@ class Delivery:
             self.got_relayed += length
 
     def sent(self, direct: int, relayed: int, now: float) -> Sequence[DeliveryAction]:
-        """So many bytes of transport datagrams were sent, either way or both. Once a batch."""
+        """So many bytes of transport datagrams were sent, either way or both. Once a turn."""
         self.sent_direct += direct
         self.sent_relayed += relayed
         if now < self._mark_at or self._endpoint is None:

@@ -236,7 +236,7 @@ class Paths:
     # --- what we send ---
 
     def data_sent(self, peer: NodeId, now: float, route: Route = NOWHERE, length: int = 0) -> list[PathEffect]:
-        """Data (or a handshake, or a packet that waits for a session) goes to the peer; `length` bytes of transport datagrams went by `route`. Once a batch."""
+        """Data (or a handshake, or a packet that waits for a session) goes to the peer; `length` bytes of transport datagrams went by `route`. Once a turn."""
         path = self._peers.get(peer)
         if path is None:
             return []

@@ -2,7 +2,7 @@
 
 Hot path: plain attributes, which the data path reads and calls without a frame between. Whoever seals takes counters from `take_counters` alone, so
 that no nonce is used twice; a session can be neither copied nor pickled, for the same reason. Whoever opens keeps this order: AEAD (`open_into`, or
-`open_all` for a batch), then `replay`, then `Tunnel.data_received`, then the packet's inner source (`Tunnel.owns`).
+`open_all` for a batch), then `replay`, then the packet's inner source (`Tunnel.owns`). `Tunnel.data_received` hears of it when the turn's packets are through.
 
 The AEAD is the handshake's. Nonces are laid out alike for both: 4 zero bytes for type 4, a chunk's own first 4 bytes for type 5, then the counter,
 little-endian.

@@ -2,8 +2,8 @@
 
 Theory of operation. `configure` names the peers. To send, the data path asks `lookup` for the peer and `session_to_send` for a session; if there is none
 yet, a handshake has begun and the packet waits until `SessionReady`. Handshake datagrams go to `receive`; data is opened by the data path itself, under
-`session_by_index(index, now)`, in the order: AEAD, replay window, `data_received`, `owns` for the inner source. After each call the shell performs the
-effects in order and sleeps until `next_deadline()`, then calls `on_timer`.
+`session_by_index(index, now)`, in the order: AEAD, replay window, `owns` for the inner source; `data_received` hears the sum of it. After each call the shell
+performs the effects in order and sleeps until `next_deadline()`, then calls `on_timer`.
 
 Both sides may initiate at the same moment: each answers the other and keeps its own handshake, so two sessions stand; both receive, and each side sends
 under the one it initiated. The side with the smaller key then leaves the next rekey to the other for a while, which leaves one session.
@@ -139,14 +139,14 @@ class Tunnel:
         return session if session is not None and now < session.expires_at else None
 
     def data_sent(self, session: Session, now: float, bytes_: int, data: bool) -> None:
-        """A packet, or a batch, was sealed and sent; `data` is False for a keepalive."""
+        """So many bytes of packets were sealed and sent; `data` is False for a keepalive."""
         peer = session.peer
         peer.tx_bytes += bytes_
         peer.timers.sent(now, data=data)
         self._wake_for(peer)
 
     def data_received(self, session: Session, source: Source, now: float, wall: float, bytes_: int, data: bool) -> list[TunnelEffect]:
-        """A packet, or a batch from one source, was opened and its counters accepted; `data` is False if all were keepalives."""
+        """So many bytes of packets from one source were opened and their counters accepted; `data` is False if all were keepalives."""
         peer = session.peer
         if self._sessions.get(session.local_index) is not session:
             return []

@@ -54,6 +54,7 @@ from calnet.paths.way import Way
 from calnet.policy.filter import PacketFilter
 from calnet.policy.packets import flow_key, quoted_destination
 from calnet.policy.reject import new_limiter, rejection
+from calnet.roles.node.accounts import Accounts, Effects
 from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
 from calnet.roles.node.flows import KnownFlows
@@ -150,7 +151,7 @@ class DataPath:
         self._peers: tuple[Peer, ...] = ()
         self._accept_routes = False
         self._carries: dict[NodeId, tuple[Prefix, ...]] = {}
-        self._effects: deque[TunnelEffect | PathEffect | RouterEffect] = deque()
+        self._effects: Effects = deque()
         self._settling = False
         self._pings = Answers[PingAnswer](loop)
         self._views = Answers[View](loop)
@@ -168,12 +169,7 @@ class DataPath:
         self._source = Source(None, None)
         self._detour = False
         """What is sealed now goes by relay alone."""
-        self._sent_by: Session | None = None
-        self._sent_route, self._sent_bytes = BY_RELAY, 0
-        """What was sent, and is not accounted yet: the session, its route, bytes of datagrams."""
-        self._got_by: Session | None = None
-        self._got_from, self._got_bytes, self._got_data = self._source, 0, False
-        """What was opened, and is not accounted yet."""
+        self._accounts = Accounts(tunnel, paths, self._routers, self._effects, wall)
         self._now = monotonic()
         self._sent_in_second = (0, 0)
         self._sent_flow: bytes | None = None
@@ -571,19 +567,7 @@ class DataPath:
         peer = session.peer.id
         route = BY_RELAY if self._detour else self._paths.route(peer)
         self._dropped += self._sender.run(peer, route, datagrams, size)
-        if session is not self._sent_by or route is not self._sent_route:
-            self._account_received()  # first, as it came first: this is an answer perhaps
-            self._account_sent()
-            self._sent_by, self._sent_route = session, route
-        self._sent_bytes += len(datagrams)
-
-    def _account_sent(self) -> None:
-        """Tell tunnel and paths what was sent since the last time: once a call from outside, not once a run."""
-        session, self._sent_by = self._sent_by, None
-        if session is not None:
-            self._tunnel.data_sent(session, self._now, self._sent_bytes, True)
-            self._effects += self._paths.data_sent(session.peer.id, self._now, self._sent_route, self._sent_bytes)
-            self._sent_bytes = 0
+        self._accounts.sent(session, route, len(datagrams))
 
     def _stop_reading(self) -> None:
         self._reads_tun = False
@@ -615,8 +599,7 @@ class DataPath:
         inbound, count, room, answered = self._inbound, READ_BATCH, READ_BYTES, False
         while batch := receive(inbound.buffer):
             if answered:  # timers and paths are told in the order in which things came about
-                self._account_received()
-                self._account_sent()
+                self._accounts.tell()
                 answered = False
             if batch.length:
                 if self._source.socket != socket or self._source.endpoint != batch.source:
@@ -639,12 +622,7 @@ class DataPath:
         self._settle(flowing=True)
 
     def _has_news(self) -> bool:
-        """Whether what was received changes under which session or where packets leave: that has to be done before any does."""
-        session = self._got_by
-        if session is None:
-            return bool(self._effects)
-        peer, endpoint = session.peer, self._got_from.endpoint
-        return bool(self._effects) or session is not peer.current or (endpoint is not None and endpoint != peer.endpoint)
+        return bool(self._effects) or self._accounts.has_news()
 
     def _on_udp_again(self, receive: Receive, socket: int) -> None:
         self._again.discard(receive)
@@ -659,20 +637,7 @@ class DataPath:
         return session
 
     def _opened(self, session: Session, length: int, data: bool) -> None:
-        if session is not self._got_by or self._source is not self._got_from:
-            self._account_received()
-            self._got_by, self._got_from = session, self._source
-        self._got_bytes += length
-        self._got_data = self._got_data or data
-
-    def _account_received(self) -> None:
-        """Tell tunnel and paths what was opened since the last time, as `_account_sent`, and before each probe: it may ask how much came before it."""
-        session, self._got_by = self._got_by, None
-        if session is not None:
-            self._effects += self._tunnel.data_received(session, self._got_from, self._now, self._wall(), self._got_bytes, self._got_data)
-            self._effects += self._paths.data_received(session.peer.id, self._got_from, self._now, self._got_bytes)
-            self._routers.heard(session.peer.id, self._now)
-            self._got_bytes, self._got_data = 0, False
+        self._accounts.received(session, self._source, length, data)
 
     def _accept(self, session: Session, packet: memoryview) -> bool:
         """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
@@ -706,7 +671,7 @@ class DataPath:
             self.take(len(packet))
 
     def _not_data(self, datagram: memoryview) -> None:
-        self._account_received()
+        self._accounts.tell_received()
         kind, source = classify(datagram), self._source
         if source.socket == LEFT:  # an answer would come from elsewhere
             self._dropped += 1
@@ -725,7 +690,7 @@ class DataPath:
 
     def _begin(self, *, flowing: bool = False) -> None:
         """Every call from outside begins so; `flowing`: it brings packets, and what is known of their flows holds on for REUSE_S."""
-        self._now = self._monotonic()
+        self._now = self._accounts.now = self._monotonic()
         if not flowing or self._now >= self._reuse_until:
             self._forget_flows()
             self._reuse_until = self._now + REUSE_S
@@ -745,8 +710,7 @@ class DataPath:
         try:
             self._send_answers()
             self._outbound.flush()
-            self._account_received()
-            self._account_sent()
+            self._accounts.tell()
             happened = bool(self._effects)
             if happened:
                 self._perform_all()
@@ -763,7 +727,7 @@ class DataPath:
             self._forget_flows()
             self._perform(self._effects.popleft(), flushed)
             if not self._effects:
-                self._account_sent()
+                self._accounts.tell_sent()
 
     def _perform(self, effect: TunnelEffect | PathEffect | RouterEffect, flushed: set[NodeId]) -> None:
         match effect:

@@ -13,6 +13,7 @@ from calnet.errors import StateError
 from calnet.host.memory import MemoryTun, MemoryUdp, MemoryUnderlay, Weather
 from calnet.host.tun import Offloads
 from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
+from calnet.paths.effects import Route
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
 from calnet.tunnel.tunnel import Tunnel
@@ -220,3 +221,28 @@ class World:
 
     async def passes(self, seconds: float = 0.5) -> None:
         await asyncio.sleep(seconds)
+
+
+class Scripted:
+    """Paths whose answers a test writes."""
+
+    def __init__(self) -> None:
+        self.where = Route(None, False)
+        self.calls: list[tuple[object, ...]] = []
+        self.answer: list[object] = []
+
+    def route(self, peer: NodeId) -> Route:
+        return self.where
+
+    def next_deadline(self) -> float | None:
+        return None
+
+    def ping(self, peer: NodeId, now: float) -> tuple[int, list[object]]:
+        return 5, self.answer
+
+    def __getattr__(self, name: str) -> Callable[..., list[object]]:
+        def call(*arguments: object, **_named: object) -> list[object]:
+            self.calls.append((name, *arguments))
+            return []
+
+        return call
