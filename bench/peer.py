@@ -30,6 +30,7 @@ from calnet.host.udp import open_udp
 from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
+from calnet.roles.node.rehearsal import keep_warm
 from calnet.tunnel.tunnel import Tunnel
 
 REKEY_JUMP_S = 121.0
@@ -123,11 +124,12 @@ async def run(document: dict[str, Any]) -> None:
     clock, host = Clock(), Alone(tell_paths=document.get("tell_paths", True))
     tun = open_tun(document["tun"], plain=document.get("plain", False))
     udp = open_udp(document.get("port", 0), offload=not document.get("plain", False), report=host.health)
+    new_batch = choose(time.perf_counter, load_library()).new_batch
     path = DataPath(
         loop=loop,
         tun=tun,
         udp=udp,
-        tunnel=Tunnel(identity, random=os.urandom, new_batch=choose(time.perf_counter, load_library()).new_batch),
+        tunnel=Tunnel(identity, random=os.urandom, new_batch=new_batch),
         paths=Paths(node_key=identity.public, discovery=PrivateKey.generate(os.urandom), random=os.urandom),
         host=host,
         monotonic=clock,
@@ -139,6 +141,7 @@ async def run(document: dict[str, Any]) -> None:
     netmap = netmap_of(document)
     path.apply(netmap, accept_routes=True)
     path.start()
+    cool = keep_warm(path, tun.offloads, loop, monotonic=clock, wall=time.time, random=os.urandom, new_batch=new_batch)
     ended = asyncio.Event()
 
     def status() -> None:
@@ -154,6 +157,7 @@ async def run(document: dict[str, Any]) -> None:
     gc.freeze()
     print("ready", udp.port, flush=True)
     await ended.wait()
+    cool()
     path.close()
     udp.close()
     tun.close()

@@ -163,7 +163,11 @@ class LinuxUdp:
         if one is None:
             return True
         if len(datagrams) <= segment:
-            return _send_one(one, datagrams, endpoint)
+            try:
+                one.sendto(datagrams, endpoint)
+            except OSError as error:
+                return error.errno not in _WOULD_BLOCK and (error.errno != errno.ECONNREFUSED or _send_one(one, datagrams, endpoint))
+            return True
         if not self._segments or endpoint in self._single:
             return _send_singly(one, datagrams, segment, endpoint)
         try:

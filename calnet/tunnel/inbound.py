@@ -23,7 +23,7 @@ from calnet.tunnel.acks import LONGEST, BareAck, bare_ack
 from calnet.tunnel.chunk_inbound import Accept, ChunkInbound, Opened, Write
 from calnet.tunnel.coalesce import Flow, flow_of, joins_last, super_header
 from calnet.tunnel.session import Session
-from calnet.wire.ip import NO_VIRTIO, Protocol, packet_length
+from calnet.wire.ip import IPV4_HEADER_SIZE, NO_VIRTIO, Protocol, packet_length
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
 
 BUFFER_SIZE: Final = 65536
@@ -69,6 +69,9 @@ class Inbound:
 
     def receive(self, length: int, size: int) -> None:
         """Take the batch of datagrams in `buffer[:length]`, `size` bytes each, the last perhaps shorter."""
+        if length == size:
+            self._receive_one(0, length)
+            return
         count = -(-length // size)
         if 1 < count <= _MAX_KEPT and size >= TRANSPORT_OVERHEAD:
             if length - (count - 1) * size < TRANSPORT_OVERHEAD:
@@ -130,7 +133,7 @@ class Inbound:
         except BadTag:
             self.dropped += 1
             return
-        if not session.replay.accept(counter):
+        if not session.replay.commit_run(counter, 1):
             self.dropped += 1
             return
         if plain:
@@ -310,6 +313,8 @@ def _consecutive(good: Sequence[int], position: int) -> int:
 
 
 def _length_or_zero(plain: memoryview) -> int:
+    if len(plain) >= IPV4_HEADER_SIZE and plain[0] == 0x45 and IPV4_HEADER_SIZE <= (length := plain[2] << 8 | plain[3]) <= len(plain):
+        return length
     try:
         return packet_length(plain)
     except WireError:

@@ -97,16 +97,17 @@ class Outbound:
         if size < self._size:
             self._limit = 0
 
-    def send_packet(self, session: Session, length: int) -> None:
-        """Seal and send the packet of `length` bytes at `plain[START:]`, which came alone: `add_packet` and `flush` in few steps, as all of them find cold
-        caches then."""
-        self.flush()
+    def seal_packet(self, session: Session, length: int) -> memoryview | None:
+        """Seal the packet of `length` bytes at `plain[START:]`, which came alone; its datagram, in a buffer that is used again, or None where the session has
+        no counter left. `add_packet` and `flush` in few steps, as all of them find cold caches then."""
+        if self._session is not None:
+            self.flush()
         padded, wire = self._padded(length), self._wire
         try:
             counter = session.take_counters(1)
         except SessionExhausted:
             self.dropped += 1
-            return
+            return None
         end = TRANSPORT_OVERHEAD + padded
         wire[:TRANSPORT_HEADER_SIZE] = _HEADER.pack(_TRANSPORT, session.remote_index, counter)
         text = wire[TRANSPORT_HEADER_SIZE : end - TAG_SIZE]
@@ -114,7 +115,13 @@ class Outbound:
         if padded != length:
             text[length:] = _ZEROS[: padded - length]
         session.seal_into(_NONCE.pack(0, counter), text, None, wire[TRANSPORT_HEADER_SIZE:end])
-        self._send(session, wire[:end], end)
+        return wire[:end]
+
+    def send_packet(self, session: Session, length: int) -> None:
+        """`seal_packet`, and send it."""
+        datagram = self.seal_packet(session, length)
+        if datagram is not None:
+            self._send(session, datagram, len(datagram))
 
     def add_super(self, session: Session, shape: Super) -> None:
         """Add the super-packet at `plain[START:]` as the packets it stands for. Its bytes in `plain` are spent afterwards."""

@@ -40,10 +40,7 @@ class ReplayWindow:
 
     def accept(self, counter: int) -> bool:
         """`check`, and `commit` if it holds."""
-        if not self.check(counter):
-            return False
-        self.commit(counter)
-        return True
+        return self.commit_run(counter, 1)
 
     def commit_run(self, first: int, count: int) -> bool:
         """Accepts the `count` (≥ 1) counters from `first` on, all or none: False if any was seen, is out of the window or too high; then go one by one."""

@@ -7,10 +7,12 @@ that opens or resets a TCP connection has a verdict of its own, as the filter tr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from calnet.model import Buffer
-from calnet.policy.packets import TCP, tcp_flags
+from calnet.host.udp import UdpTransport
+from calnet.model import Buffer, Endpoint
+from calnet.paths.effects import Route
+from calnet.policy.packets import TCP, flow_key, tcp_flags
 from calnet.tunnel.segment import Super
 from calnet.tunnel.session import Session
 from calnet.tunnel.streams import is_stream
@@ -26,17 +28,28 @@ _WHOLE: Final = (13, 37)
 Send = Callable[[Session, Super], None]
 
 
+class Alone(NamedTuple):
+    """How the packets of a flow leave that come one by one."""
+
+    session: Session
+    route: Route
+    endpoint: Endpoint
+    udp: UdpTransport
+
+
 class KnownFlows:
     """See the module's docstring. Flows are given by their `flow_key`."""
 
     def __init__(self) -> None:
         self._sessions: dict[bytes, Session] = {}
+        self._alone: dict[bytes | None, Alone] = {}
         self._streams: dict[int, tuple[Send, Session, Super]] = {}
         self._accepted: set[tuple[Session, bytes]] = set()
 
     def forget(self) -> None:
         """All of it."""
         self._sessions.clear()
+        self._alone.clear()
         self._streams.clear()
         self._accepted.clear()
 
@@ -51,8 +64,20 @@ class KnownFlows:
             return
         if len(self._sessions) >= MAX_FLOWS:
             self._sessions.clear()
+            self._alone.clear()
             self._streams.clear()
         self._sessions[flow] = session
+
+    def alone(self, packet: Buffer) -> Alone | None:
+        """How this packet, which came alone, leaves, if that is known."""
+        flow = flow_key(packet)
+        known = self._alone.get(flow)
+        return None if known is None or flow is None or _opens_or_resets(flow, packet) else known
+
+    def leaves_alone(self, flow: bytes, packet: Buffer, how: Alone) -> None:
+        """A packet of this flow that came alone left so: those that do are sent so. Its session is known (`leaves_under`)."""
+        if flow in self._sessions and not _opens_or_resets(flow, packet):
+            self._alone[flow] = how
 
     def stream(self, read: memoryview, length: int) -> tuple[Send, Session, Super] | None:
         """How the super-packet that was read (virtio header first, `length` bytes in all) is sent, if one of its stream was a moment ago; the shape is that

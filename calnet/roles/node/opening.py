@@ -21,6 +21,7 @@ from calnet.roles.node.clocks import Clocks
 from calnet.roles.node.datapath import DataPath
 from calnet.roles.node.engine import NO_WAYS, EngineHost, Figures, Identity, Netcheck, OpenEngine, PeerStatus, PingAnswer
 from calnet.roles.node.handshake_log import HandshakeLog
+from calnet.roles.node.rehearsal import keep_warm
 from calnet.tunnel.outbound import MAX_RUN, MAX_RUN_BYTES
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD
@@ -48,8 +49,9 @@ class ServerClock:
 class RealEngine:
     """`engine.Engine` over a TUN device and a UDP port."""
 
-    def __init__(self, tun: TunDevice, tunnel: Tunnel, paths: Paths, path: DataPath, clock: ServerClock) -> None:
-        self._tun, self._tunnel, self._paths, self._path, self._clock = tun, tunnel, paths, path, clock
+    def __init__(self, tun: TunDevice, tunnel: Tunnel, paths: Paths, path: DataPath, clock: ServerClock, cool: Callable[[], None]) -> None:
+        """`cool` ends the rehearsals of `path`."""
+        self._tun, self._tunnel, self._paths, self._path, self._clock, self._cool = tun, tunnel, paths, path, clock, cool
 
     @property
     def port(self) -> int:
@@ -115,6 +117,7 @@ class RealEngine:
         return Figures(self._path.dropped, dict(self._path.path_changes))
 
     def close(self) -> None:
+        self._cool()
         self._path.close()
         self._tun.close()
 
@@ -143,8 +146,9 @@ def engine_opener(
         tunnel = Tunnel(keys.node, random=random, previous=keys.previous, new_batch=new_batch)
         tunnel.load_timestamps(stamps.accepted, stamps.sent)
         paths = Paths(node_key=keys.node.public, discovery=keys.discovery, random=random, mtu=max(mtu, ETHERNET))
+        loop = asyncio.get_running_loop()
         path = DataPath(
-            loop=asyncio.get_running_loop(),
+            loop=loop,
             tun=device,
             udp=udp,
             tunnel=tunnel,
@@ -158,6 +162,7 @@ def engine_opener(
             capabilities=capabilities,
         )
         path.start()
-        return RealEngine(device, tunnel, paths, path, clock)
+        cool = keep_warm(path, device.offloads, loop, monotonic=clocks.elapsed, wall=clock, random=random, new_batch=new_batch)
+        return RealEngine(device, tunnel, paths, path, clock, cool)
 
     return open_engine

@@ -36,6 +36,9 @@ class Taker(Protocol):
     def take(self, end: int, shape: Super | None = None, *, alone: bool = False) -> None:
         """The packet at `plain[START:end]`. `shape`: it is the first of several joined ones; `alone`: it came alone, and leaves at once."""
 
+    def take_alone(self, end: int) -> bool:
+        """Take the packet at `plain[START:end]`, which came alone, if another of its flow did a moment ago."""
+
     def take_known(self, length: int) -> bool:
         """Take a super-packet of a stream that was asked about a moment ago, if the one just read, `length` bytes with its virtio header, is that."""
 
@@ -63,7 +66,7 @@ class TunReader:
             count += 1
             room -= length
             several = count > 1 or not self._came_alone
-            if length > SLOT and self._vnet and taker.take_known(length):
+            if (length > SLOT and self._vnet and taker.take_known(length)) or (not several and taker.take_alone(length if self._vnet else length + START)):
                 length = self._next(count, room)
             elif several and (ack := self._ack(length)) is not None:
                 length, read_too = self._take_acks(length, ack)

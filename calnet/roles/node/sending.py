@@ -81,6 +81,10 @@ class Sender:
             self._send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
         return dropped
 
+    def alone(self, endpoint: Endpoint) -> UdpTransport | None:
+        """What one datagram after another may be sent to `endpoint` by, until something changes here; None where it takes more than that."""
+        return None if self._held or endpoint in self._in_use else self._udp
+
     def one(self, peer: NodeId, route: Route, datagram: bytes) -> None:
         """Send one datagram by the peer's route."""
         if route.endpoint is not None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from calnet.host.receiving import Received
+from calnet.host.tun import Offloads
 from calnet.model import Buffer, NodeId
 from calnet.roles.node.datapath import REUSE_S
+from calnet.tunnel.constants import REKEY_TIMEOUT
 from tests.ip_packets import as_kernel_gives, cut, icmp_echo, ip_packet, tcp, udp, with_extension
 from tests.roles.node.datapath_world import Node, World, ends, give, play
 
@@ -266,5 +268,136 @@ def test_what_is_not_genuine_is_in_the_figures() -> None:
         before = two.path.dropped
         two.path.relayed(one.id, [datagram, forged, datagram])
         assert two.path.dropped - before == 2
+
+    play(scene)
+
+
+async def _one_by_one(world: World, node: Node, *packets: bytes, gap: float = REUSE_S / 10) -> None:
+    for packet in packets:
+        give(node, packet)
+        await world.passes(gap)
+
+
+def _taken_alone(node: Node) -> list[bool]:
+    """Whether packets that came alone took the short way, from now on."""
+    taken: list[bool] = []
+    take = node.path.take_alone
+
+    def note(end: int) -> bool:
+        taken.append(take(end))
+        return taken[-1]
+
+    node.path.take_alone = note  # type: ignore[method-assign]
+    return taken
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("offloads", [None, Offloads(vnet_header=False)])
+def test_packets_that_come_one_by_one_leave_as_they_came(six: bool, offloads: Offloads | None) -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair(offloads=offloads)
+        there = ends(1, 2, six=six)
+        await _one_by_one(world, one, icmp_echo(there), icmp_echo(there), gap=0.5)
+        two.packets()
+        taken = _taken_alone(one)
+        kinds: list[Callable[[int], bytes]] = [
+            lambda n: icmp_echo(there, bytes(n)),
+            lambda n: udp(bytes(range(n)), there),
+            lambda n: tcp(bytes(range(n)), there, sequence=n + 1),
+        ]
+        for kind in kinds:
+            packets = [kind(n) for n in (0, 1, 17, 200, 3)]
+            await _one_by_one(world, one, *packets)
+            assert two.packets() == packets
+        assert taken == [False, True, True, True, True] * 3
+        before = one.tunnel.peer(two.id).tx_bytes, two.tunnel.peer(one.id).rx_bytes  # type: ignore[union-attr]
+        await _one_by_one(world, one, icmp_echo(there), icmp_echo(there))
+        after = one.tunnel.peer(two.id).tx_bytes, two.tunnel.peer(one.id).rx_bytes  # type: ignore[union-attr]
+        assert after[0] - before[0] == after[1] - before[1] > 0, "both count them"
+        assert (one.path.dropped, two.path.dropped) == (0, 0)
+
+    play(scene)
+
+
+def test_what_opens_or_resets_a_connection_and_what_is_long_is_looked_at_even_alone() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair(mtu=1500)
+        there = ends(1, 2)
+        data = tcp(b"data", there)
+        await _one_by_one(world, one, data, data, gap=0.5)
+        two.packets()
+        others = [tcp(b"", there, flags=0x02), tcp(b"", there, flags=0x14), tcp(bytes(1400), there)]
+        await _one_by_one(world, one, data, data)
+        taken = _taken_alone(one)
+        await _one_by_one(world, one, data, *others, data)
+        assert taken == [True, False, False, False, True]
+        assert two.packets() == [data, data, data, *others, data]
+        long = tcp(bytes(3000), there)
+        give(one, long, 1000)
+        await world.passes(REUSE_S / 10)
+        assert taken[-1] is False
+        assert two.packets() == cut(long, 1000)
+
+    play(scene)
+
+
+def test_short_way_ends_with_what_it_rests_on() -> None:
+    """The peer's endpoint, our port, the filter, the session."""
+
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        echo = icmp_echo(ends(1, 2))
+        taken = _taken_alone(one)
+        await _one_by_one(world, one, echo, echo, gap=0.5)
+
+        async def known() -> None:
+            await _one_by_one(world, one, echo, echo)
+            assert taken[-1], "the short way was taken"
+            two.packets()
+
+        await known()
+        old = two.path._udp
+        two.path.change_port()
+        two.path._end_port(old)
+        two.udp = two.path._udp  # type: ignore[assignment]
+        one.knows(two.as_peer())
+        await _one_by_one(world, one, echo)
+        assert two.packets() == [echo], "to where it is now"
+        await known()
+        one.udp.send = lambda *_: True  # type: ignore[method-assign]  # as a closed one: nothing leaves
+        one.path.change_port()
+        await _one_by_one(world, one, echo)
+        assert two.packets() == [echo], "from where we are now"
+        await known()
+        old_session = one.tunnel.peer(two.id).current  # type: ignore[union-attr]
+        old_session.send_counter = old_session.reject_after  # type: ignore[union-attr]
+        dropped = one.path.dropped
+        await _one_by_one(world, one, echo)
+        assert (two.packets(), one.path.dropped) == ([], dropped + 1), "a session without counters sends nothing more"
+        await world.passes(REKEY_TIMEOUT)
+        await _one_by_one(world, one, echo, gap=0.5)
+        assert two.packets() == [echo], "a new one does"
+        await known()
+        two.knows()
+        one.knows()
+        await _one_by_one(world, one, echo)
+        assert two.packets() == []
+
+    play(scene)
+
+
+def test_socket_that_is_full_loses_no_packet_of_the_short_way() -> None:
+    async def scene(world: World) -> None:
+        one, two = world.pair()
+        echoes = [icmp_echo(ends(1, 2), bytes([n])) for n in range(4)]
+        await _one_by_one(world, one, echoes[0], echoes[0], gap=0.5)
+        await _one_by_one(world, one, echoes[0])
+        two.packets()
+        send, refused = one.udp.send, [True, True, False, False]
+        one.udp.send = lambda *what: not refused.pop(0) and send(*what) if refused else send(*what)  # type: ignore[method-assign]
+        await _one_by_one(world, one, *echoes[1:])
+        assert not refused
+        assert two.packets() == echoes[1:]
+        assert one.path.dropped == 0
 
     play(scene)
