@@ -68,7 +68,7 @@ class ChunkInbound:
             # one of them is no chunk that a sender made: it costs none of the others
             return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counter)
         bad = self._open(session, start, end, size, word, counter, count)
-        if not bad and session.replay.commit_run(counter, count):
+        if not bad and session.replay.accept_run(counter, count):
             self._opened(session, end - start, True)
             return 0 if self._deliver(session, said, start, end, size, count) else count
         good = [k for k in range(count) if k not in bad and session.replay.accept(counter + k)]

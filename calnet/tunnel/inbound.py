@@ -133,7 +133,7 @@ class Inbound:
         except BadTag:
             self.dropped += 1
             return
-        if not session.replay.commit_run(counter, 1):
+        if not session.replay.accept_run(counter, 1):
             self.dropped += 1
             return
         if plain:
@@ -187,7 +187,7 @@ class Inbound:
             plains.append(self.buffer[end : length - TAG_SIZE])
         good: Sequence[int] = range(count)
         bad, genuine = session.open_all(places, 0, count, length - TAG_SIZE - end), length
-        if bad or not follow or not session.replay.commit_run(counters[0], count):
+        if bad or not follow or not session.replay.accept_run(counters[0], count):
             good = [k for k in good if k not in bad and session.replay.accept(counters[k])]
             self.dropped += count - len(good)
             if not good:

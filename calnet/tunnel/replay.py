@@ -22,27 +22,11 @@ class ReplayWindow:
         self.greatest = -1
         self._seen = 0
 
-    def check(self, counter: int) -> bool:
-        """Whether `counter` is new, in the window and below REJECT_AFTER_MESSAGES. Commits nothing."""
-        behind = self.greatest - counter
-        if behind < 0:
-            return counter < REJECT_AFTER_MESSAGES
-        return behind < REPLAY_WINDOW and not (self._seen >> behind) & 1
-
-    def commit(self, counter: int) -> None:
-        """Marks a counter that `check` allowed."""
-        behind = self.greatest - counter
-        if behind >= 0:
-            self._seen |= 1 << behind
-            return
-        self._seen = ((self._seen << -behind) & _FULL) | 1 if -behind < REPLAY_WINDOW else 1
-        self.greatest = counter
-
     def accept(self, counter: int) -> bool:
-        """`check`, and `commit` if it holds."""
-        return self.commit_run(counter, 1)
+        """Accepts one; False, and nothing changed, if it was seen, is out of the window or not below REJECT_AFTER_MESSAGES."""
+        return self.accept_run(counter, 1)
 
-    def commit_run(self, first: int, count: int) -> bool:
+    def accept_run(self, first: int, count: int) -> bool:
         """Accepts the `count` (≥ 1) counters from `first` on, all or none: False if any was seen, is out of the window or too high; then go one by one."""
         last = first + count - 1
         gap = first - self.greatest

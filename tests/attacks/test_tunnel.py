@@ -250,7 +250,7 @@ def test_attack_05_batch_with_one_counter_seen_before_is_not_taken_as_a_whole() 
     session = bob.peer_with(1).current
     assert session is not None
     session.replay.accept(120)
-    assert not session.replay.commit_run(100, 44)
+    assert not session.replay.accept_run(100, 44)
     assert [counter for counter in range(100, 144) if not session.replay.accept(counter)] == [120]
 
 

@@ -41,10 +41,9 @@ def test_window_any_sequence_agrees_with_the_twin(steps: list[tuple[int, int, bo
     window, twin = ReplayWindow(), _Twin()
     for counter, count, single in steps:
         if single:
-            checked = window.check(counter)
-            assert checked == window.accept(counter) == twin.accept(counter)
+            assert window.accept(counter) == twin.accept(counter)
         else:
-            assert window.commit_run(counter, count) == twin.accept_run(counter, count)
+            assert window.accept_run(counter, count) == twin.accept_run(counter, count)
         assert window.greatest == max(twin.seen, default=-1)
 
 
@@ -55,14 +54,6 @@ def test_window_is_as_wide_as_promised() -> None:
     assert window.accept(1)
     assert not window.accept(0)
     assert not window.accept(1)
-
-
-def test_check_commits_nothing() -> None:
-    window = ReplayWindow()
-    assert window.check(5)
-    assert window.check(5)
-    window.commit(5)
-    assert not window.check(5)
 
 
 @pytest.mark.parametrize("jump", [REPLAY_WINDOW - 1, REPLAY_WINDOW, REPLAY_WINDOW + 1, 2**50])
@@ -78,31 +69,31 @@ def test_accept_far_ahead_forgets_only_what_leaves_the_window(jump: int) -> None
 def test_counter_at_the_message_limit_is_refused() -> None:
     window = ReplayWindow()
     assert not window.accept(REJECT_AFTER_MESSAGES)
-    assert not window.commit_run(REJECT_AFTER_MESSAGES - 1, 2)
-    assert window.commit_run(REJECT_AFTER_MESSAGES - 2, 2)
+    assert not window.accept_run(REJECT_AFTER_MESSAGES - 1, 2)
+    assert window.accept_run(REJECT_AFTER_MESSAGES - 2, 2)
 
 
 @pytest.mark.parametrize("count", [1, 44, REPLAY_WINDOW - 1, REPLAY_WINDOW, REPLAY_WINDOW + 9])
-def test_commit_run_in_order_is_accepted_once(count: int) -> None:
+def test_accept_run_in_order_is_accepted_once(count: int) -> None:
     window = ReplayWindow()
-    assert window.commit_run(0, count)
-    assert not window.commit_run(0, count)
-    assert window.commit_run(count, count)
+    assert window.accept_run(0, count)
+    assert not window.accept_run(0, count)
+    assert window.accept_run(count, count)
     assert not window.accept(2 * count - 1)
     assert window.greatest == 2 * count - 1
 
 
-def test_commit_run_with_one_seen_changes_nothing() -> None:
+def test_accept_run_with_one_seen_changes_nothing() -> None:
     window = ReplayWindow()
     window.accept(100)
     window.accept(50)
-    assert not window.commit_run(40, 20)
+    assert not window.accept_run(40, 20)
     assert window.accept(40)
-    assert window.commit_run(60, 20)
+    assert window.accept_run(60, 20)
 
 
-def test_commit_run_across_the_greatest_is_left_to_one_by_one() -> None:
+def test_accept_run_across_the_greatest_is_left_to_one_by_one() -> None:
     window = ReplayWindow()
     window.accept(10)
-    assert not window.commit_run(5, 10)
+    assert not window.accept_run(5, 10)
     assert window.accept(5)
