@@ -19,7 +19,7 @@ from calnet.tunnel.chunks import Announced, Shape, announced, move_on, shape_of
 from calnet.tunnel.coalesce import complete
 from calnet.tunnel.segment import finish_checksum
 from calnet.tunnel.session import Session
-from calnet.tunnel.streams import TCP_SIZE, mask_of
+from calnet.tunnel.streams import TCP_SIZE, Headers, mask_of
 from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol, parse_virtio
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
 
@@ -49,16 +49,18 @@ class ChunkInbound:
         self._nonces = Nonces(_MAX_KEPT)
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
-        self._streams: dict[tuple[Session, int], Shape] = {}
+        self._streams: dict[tuple[Session, int], tuple[Shape, Headers]] = {}
         """Streams that `accept` has allowed, by what their trailers have in common."""
+        self._whole = vnet and Protocol.TCP in joined
 
     def forget_streams(self) -> None:
         """`accept` is asked anew for each stream."""
         self._streams.clear()
 
-    def receive(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int) -> int:
+    def receive(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int, lower: memoryview | None = None) -> int:
         """Take the `count` chunks in `buffer[start:end]`, `size` bytes each, the last perhaps shorter; `word` begins each of them, their counters go on from
-        `counter` and are at most 2**63. Where there are several, `start` is a multiple of `size`. Returns how many were dropped."""
+        `counter` (whose `lower_halves` may be given) and are at most 2**63. Where there are several, `start` is a multiple of `size`. Returns how many were
+        dropped."""
         if count == 1:
             size = end - start  # the last of a batch of longer datagrams may be any chunk
         said = announced(word, counter)
@@ -67,14 +69,14 @@ class ChunkInbound:
         if said is None or said.number + count > said.chunks or chunk <= 0 or 0 < rest <= around or said.header + end - start - count * around > _MAX_PACKET:
             # one of them is no chunk that a sender made: it costs none of the others
             return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counter)
-        bad = self._open(session, start, end, size, word, counter, count)
+        bad = self._open(session, start, end, size, word, counter, count, lower)
         if not bad and session.replay.accept_run(counter, count):
             self._opened(session, end - start, True)
             return 0 if self._deliver(session, said, start, end, size, count) else count
         good = [k for k in range(count) if k not in bad and session.replay.accept(counter + k)]
         return self._deliver_good(session, said, start, end, size, good, count)
 
-    def _open(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int) -> list[int]:
+    def _open(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int, lower: memoryview | None) -> list[int]:
         """Open them in place; returns which don't authenticate."""
         if count == 1:
             nonce = word.to_bytes(4, "little") + counter.to_bytes(8, "little")
@@ -85,7 +87,7 @@ class ChunkInbound:
                 return [0]
             return []
         first = start // size
-        self._nonces.count_on(first, word, counter, lower_halves(counter, count))
+        self._nonces.count_on(first, word, counter, lower_halves(counter, count) if lower is None else lower)
         last = end - start - (count - 1) * size - TRANSPORT_OVERHEAD
         return session.open_all(self._places_for(size), first, count, last)
 
@@ -115,10 +117,17 @@ class ChunkInbound:
         """Write the opened chunks from `said.number` on, which lie in `buffer[start:end]`; False if they are not allowed."""
         chunk = size - TRANSPORT_OVERHEAD - said.header
         begin, stop = start + (count - 1) * size + TRANSPORT_HEADER_SIZE, end - TAG_SIZE - said.header
-        header = bytearray(self._buffer[stop : stop + said.header])
-        stream = (session, int.from_bytes(header, "big") & mask) if (mask := _MASKS.get(said.header, 0)) else None
+        trailer = self._buffer[stop : stop + said.header]
+        number, last = int.from_bytes(trailer, "big"), said.number + count == said.chunks
+        stream = (session, number & mask) if (mask := _MASKS.get(said.header, 0)) else None
         known = self._streams.get(stream) if stream is not None else None
-        shape, last = known or shape_of(header), said.number + count == said.chunks
+        if known is not None and last and not said.number and count > 1 and 0 < stop - begin <= chunk == known[0].size and self._whole:
+            first = start // size
+            whole = known[1].whole(number, said.header + (count - 1) * chunk + stop - begin)
+            self._write([whole, *self._payloads_for(size, chunk)[first : first + count - 1], self._buffer[begin:stop]])
+            return True
+        header = bytearray(trailer)
+        shape = shape_of(header) if known is None else known[0]
         shorter = stop - begin < chunk if count > 1 else shape is not None and chunk < shape.size
         if shape is None or (shorter and not last) or (shape.size != chunk and not (count == 1 and shorter)):
             return False
@@ -135,7 +144,7 @@ class ChunkInbound:
         if known is None and stream is not None and shape.protocol == Protocol.TCP:
             if len(self._streams) >= _MAX_STREAMS:
                 self._streams.clear()
-            self._streams[stream] = shape
+            self._streams[stream] = shape, Headers(bytes(trailer), shape.version, shape.ip_header, shape.size)
         return True
 
     def _deliver_each(self, session: Session, header: bytearray, said: Announced, shape: Shape, payloads: list[Buffer]) -> bool:

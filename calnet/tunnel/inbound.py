@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
@@ -79,13 +81,13 @@ class Inbound:
                 self._receive_one(length, tail)
             alike = self._alike(size, count)
             if alike is not None and alike[0] == _TRANSPORT:
-                _, index, first = alike
-                self._receive_batch(length, size, index, range(first, first + count))
+                _, index, first, lower = alike
+                self._receive_batch(length, size, index, range(first, first + count), lower)
                 return
             if alike is not None and alike[0] & 0xFF == _CHUNK:
-                word, index, first = alike
+                word, index, first, lower = alike
                 session = self._session(index)
-                self.dropped += count if session is None else self._chunks.receive(session, 0, length, size, word, first, count)
+                self.dropped += count if session is None else self._chunks.receive(session, 0, length, size, word, first, count, lower)
                 return
             words, indices, counters = self._heads(size, count)
             if indices.count(indices[0]) == count:
@@ -140,21 +142,20 @@ class Inbound:
             self._deliver_one(session, plain)  # first, as it may be what somebody waits for
         self._opened(session, length, bool(plain))
 
-    def _alike(self, size: int, count: int) -> tuple[int, int, int] | None:
-        """What all datagrams begin with (4 bytes, as a number), their receiver index, and the first one's counter, if the others' go on from it. None also
-        where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches, or that aren't all in the same 2**32."""
+    def _alike(self, size: int, count: int) -> tuple[int, int, int, memoryview] | None:
+        """What all datagrams begin with (4 bytes, as a number), their receiver index, and the first one's counter, if the others' go on from it, and the lower
+        halves of all of them. None also where it is not found out that fast: sizes that 4 doesn't divide, counters that no sender reaches, or that aren't all
+        in the same 2**32."""
         word, index, first = _HEADER.unpack_from(self.buffer)
         if size % 4 or first > _MOST or (first & 0xFFFFFFFF) + count > 1 << 32:
             return None
-        step, words, buffer = size // 4, self._words, self.buffer
-        end = (count - 1) * step + 1
-        if words[2 : end + 2 : step] != lower_halves(first, count) or words[:end:step] != memoryview(bytes(buffer[:4]) * count).cast("I"):
+        step, words = size // 4, self._words
+        end, lower = (count - 1) * step + 1, lower_halves(first, count)
+        if words[2 : end + 2 : step] != lower or words[:end:step] != _times(words[0], count):
             return None
-        if words[1 : end + 1 : step] != memoryview(bytes(buffer[4:8]) * count).cast("I"):
+        if words[1 : end + 1 : step] != _times(words[1], count) or words[3 : end + 3 : step] != _times(words[3], count):
             return None
-        if words[3 : end + 3 : step] != memoryview(bytes(buffer[12:16]) * count).cast("I"):
-            return None
-        return word, index, first
+        return word, index, first, lower
 
     def _heads(self, size: int, count: int) -> tuple[list[int], list[int], list[int]]:
         """Of each datagram: its first 4 bytes as a number, receiver index, and counter."""
@@ -168,8 +169,9 @@ class Inbound:
             lower = [high << 32 | low for low, high in zip(lower, upper, strict=True)]
         return words[:end:step].tolist(), words[1 : end + 1 : step].tolist(), lower
 
-    def _receive_batch(self, length: int, size: int, index: int, counters: Sequence[int]) -> None:
-        """A batch of transport messages, all for the session with this receiver index. `counters` is a range where they follow one another."""
+    def _receive_batch(self, length: int, size: int, index: int, counters: Sequence[int], lower: memoryview | None = None) -> None:
+        """A batch of transport messages, all for the session with this receiver index. `counters` is a range where they follow one another, whose
+        `lower_halves` may be given."""
         count = len(counters)
         session = self._session(index)
         if session is None:
@@ -177,7 +179,7 @@ class Inbound:
             return
         follow = isinstance(counters, range)
         if follow:
-            self._nonces.count_on(0, 0, counters[0], lower_halves(counters[0], count))
+            self._nonces.count_on(0, 0, counters[0], lower_halves(counters[0], count) if lower is None else lower)
         else:
             self._nonces.set(counters)
         places, plains = self._places_for(size)
@@ -310,6 +312,12 @@ def _consecutive(good: Sequence[int], position: int) -> int:
     while end < len(good) and good[end] == good[end - 1] + 1:
         end += 1
     return end - position
+
+
+@lru_cache(maxsize=512)
+def _times(word: int, count: int) -> memoryview:
+    """The 32-bit word, as this machine has it, so many times."""
+    return memoryview(array("I", [word]) * count)
 
 
 def _length_or_zero(plain: memoryview) -> int:

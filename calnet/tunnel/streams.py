@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from calnet.tunnel.coalesce import complete
 from calnet.tunnel.segment import Super
 from calnet.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, TCP_CHECKSUM_OFFSET, TCP_HEADER_SIZE, VIRTIO_HEADER_SIZE, Protocol, mask_without, varying
 
@@ -34,6 +35,47 @@ _END4: Final = VIRTIO_HEADER_SIZE + IPV4_HEADER_SIZE + TCP_SIZE
 _END6: Final = VIRTIO_HEADER_SIZE + IPV6_HEADER_SIZE + TCP_SIZE
 _LENGTH4: Final = VIRTIO_HEADER_SIZE + 2
 _LENGTH6: Final = VIRTIO_HEADER_SIZE + 4
+_SIZE4: Final = IPV4_HEADER_SIZE + TCP_SIZE
+_SIZE6: Final = IPV6_HEADER_SIZE + TCP_SIZE
+_KEPT4: Final = mask_without(_SIZE4, range(2, 4), range(10, 12), range(IPV4_HEADER_SIZE + TCP_CHECKSUM_OFFSET, IPV4_HEADER_SIZE + TCP_CHECKSUM_OFFSET + 2))
+_KEPT6: Final = mask_without(_SIZE6, range(4, 6), range(IPV6_HEADER_SIZE + TCP_CHECKSUM_OFFSET, IPV6_HEADER_SIZE + TCP_CHECKSUM_OFFSET + 2))
+_IDENT4: Final = (_SIZE4 - 6) * 8
+_CHECK4: Final = (_SIZE4 - 12) * 8
+_MAX_TOTALS: Final = 64
+"""Lengths of super-packets for which something is kept: a stream's are mostly of one."""
+
+
+class Headers:
+    """The headers of one stream's super-packets as the TUN takes them: what coalesce.py's `complete` makes of them, as one number."""
+
+    __slots__ = ("_header", "_ip_header", "_known", "_segment", "_version")
+
+    def __init__(self, header: bytes, version: int, ip_header: int, segment: int) -> None:
+        """`header` is the IP and TCP header of one of them, to be cut every `segment` bytes of payload; `is_stream` holds for it."""
+        self._header, self._version, self._ip_header, self._segment = header, version, ip_header, segment
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def whole(self, header: int, total: int) -> bytes:
+        """Virtio, IP and TCP header of a super-packet of `total` bytes whose IP and TCP header, as a number, is `header`."""
+        known = self._known.get(total)
+        if known is None:
+            known = self._learn(total)
+        rest, check = known
+        if self._version == 4:
+            return (header & _KEPT4 | rest | (check - (header >> _IDENT4 & 0xFFFF)) % 65535 << _CHECK4).to_bytes(VIRTIO_HEADER_SIZE + _SIZE4, "big")
+        return (header & _KEPT6 | rest).to_bytes(VIRTIO_HEADER_SIZE + _SIZE6, "big")
+
+    def _learn(self, total: int) -> tuple[int, int]:
+        """What is alike for all of `total` bytes: all but what `whole` takes from each, and the sum of IPv4's checksum and identification."""
+        if len(self._known) >= _MAX_TOTALS:
+            self._known.clear()
+        whole = int.from_bytes(complete(bytearray(self._header), self._version, Protocol.TCP, self._ip_header, self._segment, total), "big")
+        check = 0
+        if self._version == 4:
+            check = (whole >> _CHECK4 & 0xFFFF) + (whole >> _IDENT4 & 0xFFFF)
+            whole &= ~(0xFFFF << _CHECK4)
+        known = self._known[total] = whole & ~(_KEPT4 if self._version == 4 else _KEPT6), check
+        return known
 
 
 def is_stream(shape: Super) -> bool:

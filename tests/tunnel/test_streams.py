@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calnet.tunnel.coalesce import complete
 from calnet.tunnel.segment import parse_super
-from calnet.tunnel.streams import is_stream, key
-from calnet.wire.ip import parse_virtio
+from calnet.tunnel.streams import TCP_SIZE, Headers, is_stream, key, mask_of
+from calnet.wire.ip import Protocol, parse_virtio
 from tests.ip_packets import DESTINATION_OPTIONS, TIMESTAMPS, V4, V6, as_kernel_gives, tcp, udp, with_extension
 
 
@@ -82,3 +83,26 @@ def test_equal_keys_mean_equal_shapes(way: tuple[str, str], data: st.DataObject)
     changed[bit // 8] ^= 1 << bit % 8
     if key(memoryview(changed), len(changed)) == _key(read):
         assert parse_super(memoryview(changed)[10:], parse_virtio(bytes(changed))) == shape
+
+
+@pytest.mark.parametrize(("version", "way"), [(4, V4), (6, V6)])
+@given(st.data())
+def test_headers_of_a_stream_are_what_complete_makes_of_each(version: int, way: tuple[str, str], data: st.DataObject) -> None:
+    ip_header, segment = (20, 1000) if version == 4 else (40, 1000)
+    first = bytearray(tcp(bytes(segment), way, tos=data.draw(st.integers(0, 255)))[: ip_header + TCP_SIZE])
+    common = mask_of(ip_header, length=True).to_bytes(len(first), "big")
+    headers = Headers(bytes(first), version, ip_header, segment)
+    for _ in range(data.draw(st.integers(1, 4))):
+        own = data.draw(st.binary(min_size=len(first), max_size=len(first)))
+        header = bytes(a & m | b & ~m & 0xFF for a, b, m in zip(first, own, common, strict=True))
+        total = len(header) + data.draw(st.integers(1, 60) | st.sampled_from([segment, segment + 1, 44 * segment, 65_000]))
+        expected = complete(bytearray(header), version, Protocol.TCP, ip_header, segment, total)
+        assert headers.whole(int.from_bytes(header, "big"), total) == expected
+
+
+def test_headers_of_any_number_of_lengths_are_right() -> None:
+    header = tcp(bytes(100))[: 20 + TCP_SIZE]
+    headers = Headers(header, 4, 20, 100)
+    for total in [*range(200, 500), *range(200, 300)]:
+        assert headers.whole(int.from_bytes(header, "big"), total) == complete(bytearray(header), 4, Protocol.TCP, 20, 100, total)
+    assert len(headers._known) <= 64
