@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from calnet.crypto.keys import PrivateKey, encode_key
+from calnet.roles.node.opening import super_packet_size
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UNDERLAY = {"a": ("192.0.2.1", "2001:db8::1"), "b": ("192.0.2.2", "2001:db8::2")}
@@ -215,9 +216,7 @@ class Lab:
             raise RuntimeError("our end did not start")
         end.port = int(words[1])
         self._bring_up(end)
-        # One super-packet is one send: no more than 64 datagrams and 65,507 bytes.
-        count = min(64, 65507 // (min(-(-self.mtu // 16) * 16, self.mtu) + 32))
-        end.run("ip", "link", "set", end.device, "gso_max_size", str(count * (self.mtu - 52) + 52))
+        end.run("ip", "link", "set", end.device, "gso_max_size", str(super_packet_size(self.mtu)))
         return end
 
     def start_wireguard_go(self, side: str, *, knows_endpoint: bool = True, ipv6: bool = False, psk: bytes | None = None, program: str = "wireguard-go") -> End:

@@ -94,9 +94,12 @@ def test_notices_hold_until_taken_back_and_events_for_a_day() -> None:
 
 
 @pytest.mark.parametrize("mtu", [1280, 1420, 9000])
-def test_super_packet_fits_one_send(mtu: int) -> None:
-    size = super_packet_size(mtu)
-    packets = -(-(size - 60) // (mtu - 60))
-    assert packets <= 64
-    assert packets * (mtu + 32) <= 65_507
-    assert size >= mtu
+@pytest.mark.parametrize("spared", [193, 321])
+def test_super_packets_of_tcp_just_fit_one_send(mtu: int, spared: int) -> None:
+    room = super_packet_size(mtu) - spared
+    most = min(64, 65_507 // (mtu + 32))
+    for headers in (40, 52, 60, 72):
+        packets = room // (mtu - headers)
+        assert most - 1 <= packets <= most
+    assert room // (mtu - 52) == most
+    assert room + 72 <= 65_535
