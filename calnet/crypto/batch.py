@@ -33,11 +33,6 @@ def lower_halves(first: int, count: int) -> memoryview:
     return memoryview((lower * ones + ramp).to_bytes(4 * count, "little")).cast("I")
 
 
-def upper_halves(first: int, count: int) -> memoryview | None:
-    """The upper 32 bits of each, where they are not those of the first one."""
-    return None if (first & _HALF - 1) + count <= _HALF else _words([number >> 32 for number in range(first, first + count)])
-
-
 def _words(numbers: Sequence[int]) -> memoryview:
     return memoryview(struct.pack(f"<{len(numbers)}I", *numbers)).cast("I")
 
@@ -62,20 +57,27 @@ class Nonces:
 
     def count_on(self, at: int, begin: int, first: int, lower: memoryview) -> None:
         """Nonces from number `at` on: `begin` as 4 little-endian bytes, and the counters from `first` on, whose lower halves are given."""
-        end = at + len(lower)
-        self._begins[at:end] = memoryview(begin.to_bytes(4, "little") * len(lower)).cast("I")
+        count = len(lower)
+        end = at + count
+        self._begins[at:end] = memoryview(begin.to_bytes(4, "little") * count).cast("I")
         self._lower[at:end] = lower
-        uppers = upper_halves(first, len(lower))
-        if uppers is not None:
-            self._uppers[at:end], self._upper = uppers, -1
+        if (first & _HALF - 1) + count > _HALF:
+            self._uppers[at:end], self._upper = _words([number >> 32 for number in range(first, first + count)]), -1
         elif first >> 32 != self._upper:
             self._upper = first >> 32
             self._uppers[:] = _words([self._upper] * len(self._uppers))
 
-    def set(self, counters: Sequence[int]) -> None:
-        """Nonces of these counters, whatever they are; they begin with zeros."""
+    def copy(self, words: memoryview, step: int, count: int) -> None:
+        """Nonces as they stand in `words`, of 32 bits, one every `step`: what begins it, a word that is none of it, and the counter."""
+        end = (count - 1) * step + 1
+        self._begins[:count] = words[:end:step]
+        self._lower[:count] = words[2 : end + 2 : step]
+        self._uppers[:count], self._upper = words[3 : end + 3 : step], -1
+
+    def set(self, counters: Sequence[int], begins: Sequence[int] | None = None) -> None:
+        """Nonces of these counters, whatever they are; each begins with its own of `begins`, or with zeros."""
         end = len(counters)
-        self._begins[:end] = memoryview(bytes(4 * end)).cast("I")
+        self._begins[:end] = memoryview(bytes(4 * end)).cast("I") if begins is None else _words(begins)
         self._lower[:end] = _words([number & _HALF - 1 for number in counters])
         self._uppers[:end], self._upper = _words([number >> 32 for number in counters]), -1
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from calnet.errors import HostError
-from calnet.host.receiving import MAX_SEGMENTS, Receive, Received
+from calnet.host.receiving import MAX_SEGMENTS, Behind, Receive, Received
 from calnet.host.tun import Offloads, check_interface_name
 from calnet.host.udp import MAX_BATCH
 from calnet.model import Buffer, Endpoint
@@ -164,6 +164,7 @@ class MemoryUdp:
         self._coming: dict[float, list[tuple[Endpoint, bytes]]] = {}
         """By the time at which they arrive."""
         self._ready: Callable[[Receive], None] | None = None
+        self._behind: Behind | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def send(self, endpoint: Endpoint, datagrams: Buffer, segment: int) -> bool:
@@ -225,8 +226,8 @@ class MemoryUdp:
         source, datagram = self._waiting.popleft()
         segment = length = len(datagram)
         buffer[:length] = datagram
-        count = 1
-        while self._waiting and count < MAX_SEGMENTS and segment and length == count * segment:
+        count, most = 1, MAX_SEGMENTS if self._behind is None else 1 + self._behind(buffer[:length])
+        while self._waiting and count < min(most, MAX_SEGMENTS) and segment and length == count * segment:
             following = self._waiting[0]
             if following[0] != source or not 0 < len(following[1]) <= segment or length + len(following[1]) > MAX_BATCH:
                 break
@@ -242,8 +243,8 @@ class MemoryUdp:
     def forget_failures(self) -> None:
         """Nothing fails here."""
 
-    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
-        self._loop, self._ready = loop, ready
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None], behind: Behind | None = None) -> None:
+        self._loop, self._ready, self._behind = loop, ready, behind
         self._wake()
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -29,6 +29,9 @@ _WORDS: Final = 8
 _NAME_LENGTH, _CONTROL_LENGTH, _LENGTH = 1, 5, 7
 
 _MAX_SOURCES: Final = 64
+_new: Final = tuple.__new__
+"""Makes a `Received` without a frame of Python."""
+_MAX_OF_NEXT: Final = 4
 
 
 class Received(NamedTuple):
@@ -40,6 +43,8 @@ class Received(NamedTuple):
 
 
 Receive = Callable[[memoryview], Received | None]
+Behind = Callable[[memoryview], int]
+"""`behind(datagram)`: how many that may come behind it are best taken with it, and no more."""
 _Whole = tuple[bytes, int, Endpoint]
 """What was received, its segment size, its source."""
 
@@ -76,16 +81,16 @@ class Many:
         self._parts[3::4] = array("L", (RECEIVE_SIZE,)) * MAX_SEGMENTS
         self._name_lengths = array("L", (_NAME_SIZE,)) * MAX_SEGMENTS
         self._control_lengths = array("L", (_ANCILLARY_SIZE,)) * MAX_SEGMENTS
-        self._buffer, self._size = memoryview(b""), 0
+        self._buffer, self._size, self._first = memoryview(b""), 0, 0
         self._sources: dict[bytes, Endpoint] = {}
 
-    def receive(self, buffer: memoryview, size: int, most: int) -> int:
-        """Take up to `most` datagrams, the first to `buffer[size:]`, each further one `size` bytes behind; how many came. `buffer` has room for them all."""
-        if size != self._size or buffer is not self._buffer:
-            start = _address(buffer) + size
+    def receive(self, buffer: memoryview, size: int, first: int, most: int) -> int:
+        """Take up to `most` datagrams, each to a slot of `size` bytes from number `first` of `buffer` on; how many came. `buffer` has room for them all."""
+        if size != self._size or first != self._first or buffer is not self._buffer:
+            start = _address(buffer) + size * first
             self._parts[::4] = array("L", range(start, start + MAX_SEGMENTS * size, size))
             self._parts[1::4] = array("L", (size,)) * MAX_SEGMENTS
-            self._buffer, self._size = buffer, size
+            self._buffer, self._size, self._first = buffer, size, first
         heads, end = self._heads, most * _WORDS
         heads[_NAME_LENGTH:end:_WORDS] = memoryview(self._name_lengths)[:most]
         heads[_CONTROL_LENGTH:end:_WORDS] = memoryview(self._control_lengths)[:most]
@@ -112,7 +117,7 @@ class Many:
     def whole(self, k: int) -> _Whole:
         """Number `k` of those that came."""
         length, size = self._lengths[k], self._size
-        slot, spill = size * (k + 1), k * RECEIVE_SIZE
+        slot, spill = size * (self._first + k), k * RECEIVE_SIZE
         data = bytes(self._buffer[slot : slot + min(length, size)]) + bytes(self._spill[spill : spill + max(0, length - size)])
         segment = length
         if self._heads[_CONTROL_LENGTH + k * _WORDS]:
@@ -153,8 +158,9 @@ class Receiver:
     which costs two copies: so joining begins with the second single one in a row, and ends where batches come between.
     """
 
-    def __init__(self, one: socket.socket) -> None:
-        self._socket = one
+    def __init__(self, one: socket.socket, behind: Behind | None = None) -> None:
+        """`behind` bounds how many single datagrams are joined to one; those of the next that came with them are kept for it."""
+        self._socket, self._behind = one, behind
         self._read, self._unpack = one.recvmsg_into, struct.Struct("=i").unpack
         self._many: Many | None = None
         self._address: object = None
@@ -184,34 +190,48 @@ class Receiver:
                 segment = self._unpack(value[:4])[0]
         if segment != length or not length:
             self._was_single = False
-            return Received(length, segment, source)
+            return _new(Received, (length, segment, source))
         self._singly = self._singly or self._was_single
         self._was_single = True
         if not self._singly:
-            return Received(length, segment, source)
+            return _new(Received, (length, segment, source))
         if self._alone and not self._asked:
             self._asked = True
-            return Received(length, segment, source)
+            return _new(Received, (length, segment, source))
         self._asked = False
         return Received(self._join(buffer, segment, source), segment, source)
 
-    def _join(self, buffer: memoryview, size: int, source: Endpoint) -> int:
-        """Take what waits behind the datagram just read; the length of the batch."""
-        room = min(len(buffer) // size, MAX_SEGMENTS) - 1
-        if not room:
+    def _join(self, buffer: memoryview, size: int, source: Endpoint, first: int = 1) -> int:
+        """Take what waits behind the `first` datagrams that were read; the length of the batch."""
+        room = min(len(buffer) // size, MAX_SEGMENTS) - first
+        together = room + 1 if self._behind is None else self._behind(buffer[(first - 1) * size : first * size])
+        most = min(room, together)
+        if most <= 0:
             self._alone = False
-            return size
+            return first * size
         if self._many is None:
             self._many = Many(self._socket.fileno())
         many = self._many
-        came = many.receive(buffer, size, room)
-        self._dry, self._alone = came < room, not came
+        came = many.receive(buffer, size, first, most)
+        self._dry, self._alone = came < most, not came
         if not came:
-            return size
+            return first * size
         fits, last = many.fit(came, source)
         self._singly = not many.has_batches(came)
+        if came == fits == together and self._behind is not None and not last:
+            fits -= self._of_next(self._behind, buffer, size, first + came)
         self._kept.extend(many.whole(k) for k in range(fits, came))
-        return (fits + 1) * size - (size - last if last else 0)
+        return (first + fits) * size - (size - last if last and fits else 0)
+
+    def _of_next(self, behind: Behind, buffer: memoryview, size: int, count: int) -> int:
+        """How many of the `count` datagrams in the buffer, at its end, are not to be taken with the first ones, since some of those were lost on the way."""
+        left = behind(buffer[(count - 1) * size : count * size])
+        for found in range(1, min(count, _MAX_OF_NEXT + 1) if left else 0):
+            before = behind(buffer[(count - found - 1) * size : (count - found) * size])
+            if before <= left:
+                return found
+            left = before
+        return 0
 
     def _from_kept(self, buffer: memoryview) -> Received:
         """The first of what was kept, with those behind that join it."""
@@ -229,4 +249,6 @@ class Receiver:
                 end += size
                 if size < segment:
                     break
+            if not self._kept and self._behind is not None and end % segment == 0:
+                end = self._join(buffer, segment, source, end // segment)
         return Received(end, segment, source)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from calnet.errors import HostError
-from calnet.host.receiving import UDP_GRO, Receive, Receiver
+from calnet.host.receiving import UDP_GRO, Behind, Receive, Receiver
 from calnet.model import Buffer, Endpoint
 
 MAX_BATCH: Final = 65507
@@ -54,8 +54,9 @@ class UdpTransport(Protocol):
     def send_short(self, endpoint: Endpoint, datagram: Buffer, hops: int) -> None:
         """Send one datagram that ends on its way, at router number `hops`; it is lost where the socket is full."""
 
-    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
-        """Call `ready(receive)` from `loop` whenever there is something to read; `receive(buffer)` (RECEIVE_SIZE bytes) gives a batch, or None."""
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None], behind: Behind | None = None) -> None:
+        """Call `ready(receive)` from `loop` whenever there is something to read; `receive(buffer)` (RECEIVE_SIZE bytes) gives a batch, or None. `behind` is
+        receiving.Receiver's."""
 
     def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
         """Call `ready` from `loop` once, as soon as a send to `endpoint` that returned False may be tried again."""
@@ -210,9 +211,9 @@ class LinuxUdp:
     def forget_failures(self) -> None:
         self._single.clear()
 
-    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None]) -> None:
+    def watch(self, loop: asyncio.AbstractEventLoop, ready: Callable[[Receive], None], behind: Behind | None = None) -> None:
         for one in self._sockets():
-            loop.add_reader(one, ready, Receiver(one))
+            loop.add_reader(one, ready, Receiver(one, behind))
 
     def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:
         one = self._six if ":" in endpoint.host and self._six is not None else self._four

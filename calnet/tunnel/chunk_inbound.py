@@ -10,6 +10,7 @@ not genuine or not new is dropped alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import sub
 from typing import Final
 
 from calnet.crypto.aead import TAG_SIZE, BadTag
@@ -46,7 +47,7 @@ class ChunkInbound:
     def __init__(self, buffer: memoryview, vnet: bool, joined: set[int], opened: Opened, accept: Accept, write: Write) -> None:
         self._buffer, self._vnet, self._joined = buffer, vnet, joined
         self._opened, self._accept, self._write = opened, accept, write
-        self._nonces = Nonces(_MAX_KEPT)
+        self._nonces, self._words = Nonces(_MAX_KEPT), buffer.cast("I")
         self._places: dict[int, Places] = {}
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._streams: dict[tuple[Session, int], tuple[Shape, Headers]] = {}
@@ -62,40 +63,62 @@ class ChunkInbound:
         `counter` (whose `lower_halves` may be given) and are at most 2**63. Where there are several, `start` is a multiple of `size`. Returns how many were
         dropped."""
         if count == 1:
+            bad = self._open_one(session, start, end, word, counter)
+        else:
+            first = start // size
+            self._nonces.count_on(first, word, counter, lower_halves(counter, count) if lower is None else lower)
+            bad = self._open(session, first, end, size, count)
+        return self._take(session, start, end, size, word, counter, count, bad)
+
+    def receive_several(self, session: Session, end: int, size: int, words: list[int], counters: list[int]) -> int:
+        """Take a batch of chunks, as `receive` from the buffer's beginning on, of several super-packets or with some missing: they are opened together. What
+        begins each of them, and their counters, are given."""
+        count = len(words)
+        if size % 4:
+            self._nonces.set(counters, words)
+        else:
+            self._nonces.copy(self._words, size // 4, count)
+        bad = self._open(session, 0, end, size, count)
+        dropped = begin = 0
+        steps = zip(map(sub, counters[1:], counters), words, words[1:], strict=False)
+        for stop in [*(k for k, (step, before, after) in enumerate(steps, 1) if step != 1 or before != after), count]:
+            among = [k - begin for k in bad if begin <= k < stop] if bad else bad
+            dropped += self._take(session, begin * size, min(stop * size, end), size, words[begin], counters[begin], stop - begin, among)
+            begin = stop
+        return dropped
+
+    def _open(self, session: Session, first: int, end: int, size: int, count: int) -> list[int]:
+        """Open the `count` datagrams from number `first` of the buffer on; returns which don't authenticate."""
+        return session.open_all(self._places_for(size), first, count, end - (first + count - 1) * size - TRANSPORT_OVERHEAD)
+
+    def _open_one(self, session: Session, start: int, end: int, word: int, counter: int) -> list[int]:
+        begin, nonce = start + TRANSPORT_HEADER_SIZE, word.to_bytes(4, "little") + counter.to_bytes(8, "little")
+        try:
+            session.open_into(nonce, self._buffer[begin:end], None, self._buffer[begin : end - TAG_SIZE])
+        except BadTag:
+            return [0]
+        return []
+
+    def _take(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int, bad: list[int]) -> int:
+        """Deliver opened chunks, all but the `bad` ones; the other arguments, and what it returns, as of `receive`."""
+        if count == 1:
             size = end - start  # the last of a batch of longer datagrams may be any chunk
         said = announced(word, counter)
         around = TRANSPORT_OVERHEAD + (0 if said is None else said.header)
         chunk, rest = size - around, (end - start) % size
         if said is None or said.number + count > said.chunks or chunk <= 0 or 0 < rest <= around or said.header + end - start - count * around > _MAX_PACKET:
             # one of them is no chunk that a sender made: it costs none of the others
-            return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counter)
-        bad = self._open(session, start, end, size, word, counter, count, lower)
+            return 1 if count == 1 else self._one_by_one(session, start, end, size, word, counter, bad)
         if not bad and session.replay.accept_run(counter, count):
             self._opened(session, end - start, True)
             return 0 if self._deliver(session, said, start, end, size, count) else count
         good = [k for k in range(count) if k not in bad and session.replay.accept(counter + k)]
         return self._deliver_good(session, said, start, end, size, good, count)
 
-    def _open(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int, lower: memoryview | None) -> list[int]:
-        """Open them in place; returns which don't authenticate."""
-        if count == 1:
-            nonce = word.to_bytes(4, "little") + counter.to_bytes(8, "little")
-            begin = start + TRANSPORT_HEADER_SIZE
-            try:
-                session.open_into(nonce, self._buffer[begin:end], None, self._buffer[begin : end - TAG_SIZE])
-            except BadTag:
-                return [0]
-            return []
-        first = start // size
-        self._nonces.count_on(first, word, counter, lower_halves(counter, count) if lower is None else lower)
-        last = end - start - (count - 1) * size - TRANSPORT_OVERHEAD
-        return session.open_all(self._places_for(size), first, count, last)
-
-    def _one_by_one(self, session: Session, start: int, end: int, size: int, word: int, counter: int) -> int:
+    def _one_by_one(self, session: Session, start: int, end: int, size: int, word: int, counter: int, bad: list[int]) -> int:
         dropped = 0
         for k, at in enumerate(range(start, end, size)):
-            stop = min(at + size, end)
-            dropped += self.receive(session, at, stop, stop - at, word, counter + k, 1)
+            dropped += self._take(session, at, min(at + size, end), size, word, counter + k, 1, [0] if k in bad else [])
         return dropped
 
     def _deliver_good(self, session: Session, said: Announced, start: int, end: int, size: int, good: list[int], count: int) -> int:
@@ -121,7 +144,11 @@ class ChunkInbound:
         number, last = int.from_bytes(trailer, "big"), said.number + count == said.chunks
         stream = (session, number & mask) if (mask := _MASKS.get(said.header, 0)) else None
         known = self._streams.get(stream) if stream is not None else None
-        if known is not None and last and not said.number and count > 1 and 0 < stop - begin <= chunk == known[0].size and self._whole:
+        if known is not None and count > 1 and (last or stop - begin == chunk) and 0 < stop - begin <= chunk == known[0].size and self._whole:
+            if said.number or not last:
+                header = bytearray(trailer)
+                move_on(header, known[0], said.number, last=last)
+                number = int.from_bytes(header, "big")
             first = start // size
             whole = known[1].whole(number, said.header + (count - 1) * chunk + stop - begin)
             self._write([whole, *self._payloads_for(size, chunk)[first : first + count - 1], self._buffer[begin:stop]])

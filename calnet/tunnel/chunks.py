@@ -30,7 +30,7 @@ from calnet.wire.ip import (
     UDP_HEADER_SIZE,
     Protocol,
 )
-from calnet.wire.tunnel import MessageType
+from calnet.wire.tunnel import TRANSPORT_OVERHEAD, MessageType
 
 MAX_CHUNKS: Final = 64
 MAX_HEADER: Final = IPV6_HEADER_SIZE + 60
@@ -74,6 +74,15 @@ def announced(word: int, counter: int) -> Announced | None:
     if not (IPV4_HEADER_SIZE + UDP_HEADER_SIZE <= header <= MAX_HEADER and number < count <= MAX_CHUNKS):
         return None
     return Announced(header, number, count)
+
+
+def behind(datagram: memoryview) -> int:
+    """How many datagrams that come behind this one are best opened with it: of a chunk, the further ones of its super-packet, so that one write takes them."""
+    if len(datagram) >= TRANSPORT_OVERHEAD and datagram[0] == MessageType.CHUNK:
+        number, chunks = datagram[8] - datagram[2] & 0xFF, datagram[3]  # as `announced` has them
+        if number < chunks <= MAX_CHUNKS:
+            return chunks - number - 1
+    return MAX_CHUNKS
 
 
 def set_size(header: bytearray, version: int, size: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from calnet.crypto.aead import Aead, nonce_of
 from calnet.model import NodeId
-from calnet.tunnel.chunks import MAX_CHUNKS, MAX_HEADER, announced, can_be_chunks, first_word, shape_of
+from calnet.tunnel.chunks import MAX_CHUNKS, MAX_HEADER, announced, behind, can_be_chunks, first_word, shape_of
 from calnet.tunnel.outbound import MAX_RUN_BYTES
 from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
 from calnet.tunnel.segment import parse_super
@@ -166,6 +166,45 @@ def test_two_super_packets_in_one_batch_and_plain_packets_between() -> None:
     assert len(receiver.writes) == 3
 
 
+@settings(max_examples=100)
+@given(st.data(), st.sampled_from([V4, V6]), st.sampled_from([1000, 1001]), st.booleans())
+def test_several_super_packets_of_a_stream_with_losses_are_opened_together_as_one_by_one(
+    data: st.DataObject, ends: tuple[str, str], segment: int, offload: bool
+) -> None:
+    one, two = sessions()
+    sender = Sender(1420, chunks=True)
+    for number in range(3):
+        sender.take(one, as_kernel_gives(tcp(PATTERN[: 7 * segment], ends, sequence=1 + 7 * segment * number, flags=0x18), segment))
+    datagrams, size = sender.datagrams(), segment + 32 + (52 if ends is V4 else 72)
+    came = [k for k in range(len(datagrams)) if data.draw(st.integers(0, 5))]
+    for _ in range(data.draw(st.integers(0, 2))):
+        came.insert(data.draw(st.integers(0, len(came))), data.draw(st.integers(0, len(datagrams) - 1)))
+    forged = set(data.draw(st.lists(st.integers(0, len(came) or 1), max_size=2)))
+    heard = [datagrams[k][:100] + b"x" + datagrams[k][101:] if at in forged and datagrams[k][100:101] != b"x" else datagrams[k] for at, k in enumerate(came)]
+    together, singly = Receiver(two, tcp=offload), Receiver(sessions()[1], tcp=offload)
+    first = 0
+    while first < len(heard):
+        count = data.draw(st.integers(1, 21))
+        together.take(b"".join(heard[first : first + count]), size)
+        first += count
+    for datagram in heard:
+        singly.take(datagram)
+    assert together.packets() == singly.packets()
+    assert together.inbound.dropped == singly.inbound.dropped
+
+
+def test_datagrams_behind_a_chunk_are_those_of_its_super_packet() -> None:
+    one, _ = sessions()
+    one.send_counter = 250
+    sender = Sender(1420, chunks=True)
+    sender.take(one, as_kernel_gives(tcp(PATTERN[:45_000]), 1000))
+    sender.take(one, as_kernel_gives(tcp(PATTERN[:900])))
+    *chunks, plain = (memoryview(datagram) for datagram in sender.datagrams())
+    assert [behind(chunk) for chunk in chunks] == list(range(44, -1, -1))
+    assert behind(plain) == MAX_CHUNKS
+    assert behind(chunks[0][:31]) == behind(memoryview(b"")) == behind(memoryview(b"\5" + b"\xff" * 40)) == MAX_CHUNKS
+
+
 def _forge(session: Session, word: int, plain: bytes) -> bytes:
     """A chunk as an authenticated peer could make it, whatever it says."""
     counter = session.take_counters(1)
@@ -214,7 +253,7 @@ def test_trailer_of_a_hostile_peer_is_dropped(change: dict[int, int], header: in
 
 
 @pytest.mark.parametrize("word", [5, 5 | 13 << 8, 5 | 6 << 8 | 2 << 24, 5 | 26 << 8 | 2 << 24, 5 | 13 << 8 | 65 << 24, 5 | 13 << 8 | 1 << 16 | 2 << 24])
-def test_first_word_that_no_sender_writes_is_dropped_before_it_is_opened(word: int) -> None:
+def test_chunk_whose_first_word_no_sender_writes_is_dropped(word: int) -> None:
     one, two = sessions()
     receiver = Receiver(two)
     receiver.take(_forge(one, word, PATTERN[:100] + _trailer(tcp(PATTERN[:100]), 52, 100)))

@@ -22,11 +22,13 @@ Effects = deque[TunnelEffect | PathEffect | RouterEffect]
 
 
 class Accounts:
-    """See the module's docstring. `now` is the time of the turn, set when it begins; `wall` gives Unix seconds in server time."""
+    """See the module's docstring. `now` is the time of the turn, set when it begins, `source` where what is received comes from; `wall` gives Unix seconds in
+    server time."""
 
     def __init__(self, tunnel: Tunnel, paths: Paths, routers: Routers, effects: Effects, wall: Callable[[], float]) -> None:
         self._tunnel, self._paths, self._routers, self._effects, self._wall = tunnel, paths, routers, effects, wall
         self.now = 0.0
+        self.source = Source(None, None)
         self._sent_by: Session | None = None
         self._sent_route, self._sent_bytes = Route(None, False), 0
         self._got_by: Session | None = None
@@ -39,8 +41,9 @@ class Accounts:
             self._sent_by, self._sent_route = session, route
         self._sent_bytes += length
 
-    def received(self, session: Session, source: Source, length: int, data: bool) -> None:
+    def received(self, session: Session, length: int, data: bool) -> None:
         """So many were opened and their counters accepted; `data` is False if all were keepalives."""
+        source = self.source
         if session is not self._got_by or source is not self._got_from:
             self.tell_received()
             self._got_by, self._got_from = session, source

@@ -63,7 +63,7 @@ from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
 from calnet.roles.node.waiting import WaitingPackets
 from calnet.tunnel.capabilities import AES, CHUNKS
-from calnet.tunnel.chunks import can_be_chunks
+from calnet.tunnel.chunks import behind, can_be_chunks
 from calnet.tunnel.coalesce import Flow, flow_of
 from calnet.tunnel.effects import (
     ClockAhead,
@@ -166,7 +166,6 @@ class DataPath:
         """Ports that were ours until a moment ago."""
         self._aes = AES in capabilities
         self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on, open_socket=self._open_socket)
-        self._source = Source(None, None)
         self._detour = False
         """What is sealed now goes by relay alone."""
         self._accounts = Accounts(tunnel, paths, self._routers, self._effects, wall)
@@ -193,7 +192,7 @@ class DataPath:
             tcp=offloads.tcp,
             udp=offloads.udp,
             session=self._find_session,
-            opened=self._opened,
+            opened=self._accounts.received,
             accept=self._accept,
             write=tun.write,
             other=self._not_data,
@@ -205,7 +204,7 @@ class DataPath:
         """Begin to read. Call `apply` before or after."""
         self._running = True
         self._read_on()
-        self._udp.watch(self._loop, self._on_udp)
+        self._udp.watch(self._loop, self._on_udp, behind)
         self._settle()
 
     def close(self) -> None:
@@ -281,11 +280,11 @@ class DataPath:
         if udp is None:
             return
         old, self._udp = self._udp, udp
-        udp.watch(self._loop, self._on_udp)
+        udp.watch(self._loop, self._on_udp, behind)
         self._sender.change_socket(udp)
         self._forget_flows()
         old.unwatch(self._loop)
-        old.watch(self._loop, lambda receive: self._on_udp(receive, LEFT))
+        old.watch(self._loop, lambda receive: self._on_udp(receive, LEFT), behind)
         self._left.append(old)
         self._loop.call_later(LEFT_S, self._end_port, old)
 
@@ -329,7 +328,7 @@ class DataPath:
     def relayed(self, peer: NodeId, datagrams: Iterable[Buffer]) -> None:
         """Datagrams of `peer` that came by relay: equal-sized ones that follow one another, the last perhaps shorter, are opened as one batch."""
         self._begin(flowing=True)
-        self._source = Source(None, peer)
+        self._accounts.source = Source(None, peer)
         inbound, buffer = self._inbound, self._inbound.buffer
         size = end = 0
         for datagram in datagrams:
@@ -609,7 +608,7 @@ class DataPath:
         """A socket beside the first, watched."""
         udp = self._open_other()
         if udp is not None:
-            udp.watch(self._loop, lambda receive: self._on_udp(receive, number))
+            udp.watch(self._loop, lambda receive: self._on_udp(receive, number), behind)
         return udp
 
     def _open_other(self) -> UdpTransport | None:
@@ -628,8 +627,8 @@ class DataPath:
                 self._accounts.tell()
                 answered = False
             if batch.length:
-                if self._source.socket != socket or self._source.endpoint != batch.source:
-                    self._source = Source(batch.source, None, socket)
+                if self._accounts.source.socket != socket or self._accounts.source.endpoint != batch.source:
+                    self._accounts.source = Source(batch.source, None, socket)
                 inbound.receive(batch.length, batch.segment)
                 if count == READ_BATCH and batch.length == batch.segment and self._reads_tun and not self._has_news():
                     answered = True  # what came alone may be what somebody waits for, and so may its answer: all else comes after
@@ -657,13 +656,10 @@ class DataPath:
 
     def _find_session(self, index: int) -> Session | None:
         session = self._tunnel.session_by_index(index, self._now)
-        relay_peer = self._source.relay_peer
+        relay_peer = self._accounts.source.relay_peer
         if session is not None and relay_peer is not None and session.peer.id != relay_peer:
             return None
         return session
-
-    def _opened(self, session: Session, length: int, data: bool) -> None:
-        self._accounts.received(session, self._source, length, data)
 
     def _accept(self, session: Session, packet: memoryview) -> bool:
         """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
@@ -698,7 +694,7 @@ class DataPath:
 
     def _not_data(self, datagram: memoryview) -> None:
         self._accounts.tell_received()
-        kind, source = classify(datagram), self._source
+        kind, source = classify(datagram), self._accounts.source
         if source.socket == LEFT:  # an answer would come from elsewhere
             self._dropped += 1
         elif kind is DatagramKind.TUNNEL_HANDSHAKE:
