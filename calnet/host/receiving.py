@@ -81,6 +81,7 @@ class Many:
         self._parts[3::4] = array("L", (RECEIVE_SIZE,)) * MAX_SEGMENTS
         self._name_lengths = array("L", (_NAME_SIZE,)) * MAX_SEGMENTS
         self._control_lengths = array("L", (_ANCILLARY_SIZE,)) * MAX_SEGMENTS
+        self._none = memoryview(array("L", (0,)) * MAX_SEGMENTS)
         self._buffer, self._size, self._first = memoryview(b""), 0, 0
         self._sources: dict[bytes, Endpoint] = {}
 
@@ -101,7 +102,7 @@ class Many:
         """Of the `count` that came: how many, from the first on, are whole datagrams of this source with the size of a slot; and the length of the last of
         them if it is a shorter one, else 0."""
         lengths, size = self._lengths[:count].tolist(), self._size
-        if lengths.count(size) == count and not any(self._heads[_CONTROL_LENGTH : count * _WORDS : _WORDS]) and self._one_source(count, source):
+        if lengths.count(size) == count and not self.has_batches(count) and self._one_source(count, source):
             return count, 0
         for k, length in enumerate(lengths):
             if not 0 < length <= size or self._heads[_CONTROL_LENGTH + k * _WORDS] or self._source(k) != source:
@@ -112,7 +113,7 @@ class Many:
 
     def has_batches(self, count: int) -> bool:
         """Whether any of the `count` that came is more than one datagram."""
-        return any(self._heads[_CONTROL_LENGTH : count * _WORDS : _WORDS])
+        return self._heads[_CONTROL_LENGTH : count * _WORDS : _WORDS] != self._none[:count]
 
     def whole(self, k: int) -> _Whole:
         """Number `k` of those that came."""
@@ -217,10 +218,11 @@ class Receiver:
         if not came:
             return first * size
         fits, last = many.fit(came, source)
-        self._singly = not many.has_batches(came)
+        self._singly = fits == came or not many.has_batches(came)
         if came == fits == together and self._behind is not None and not last:
             fits -= self._of_next(self._behind, buffer, size, first + came)
-        self._kept.extend(many.whole(k) for k in range(fits, came))
+        if fits < came:
+            self._kept.extend([many.whole(k) for k in range(fits, came)])
         return (first + fits) * size - (size - last if last and fits else 0)
 
     def _of_next(self, behind: Behind, buffer: memoryview, size: int, count: int) -> int:

@@ -7,7 +7,7 @@ and writes it to the device. It runs the code that the real one runs, in the sam
 the median ping is half as long.
 
 What it costs is bounded: a rehearsal is followed by at least REST times its own length without one, it is left out where packets came anyway, and where none
-comes for WINDOW_S it ends. A stray packet starts nothing.
+comes for WINDOW_S it ends. A stray packet starts nothing, nor does one that is answered.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from calnet.wire.ip import NO_VIRTIO, ones_sum
 
 WINDOW_S: Final = 0.05
 TICK_S: Final = 0.002
+ENOUGH: Final = 2
+"""Packets have to follow others so often for more to be expected: a question and its answer are no reason."""
 REST: Final = 9
 """So that at most a tenth of a core's time goes into it."""
 
@@ -101,15 +103,20 @@ class KeepWarm:
         self.begin: Callable[[], object] = lambda: None
         self._loop, self._monotonic = loop, monotonic
         self._packets_at = self._begun_at = self._rest_until = float("-inf")
+        self._followed = 0
+        """How often in a row packets followed others within WINDOW_S, but not at once."""
         self._lost = 0
         """Rehearsals in a row that did not come back."""
         self._timer: asyncio.TimerHandle | None = None
 
     def packets(self, now: float) -> None:
         """Packets came or left. Hot."""
-        if self._timer is None and now - self._packets_at < WINDOW_S and self._lost < MAX_LOST:
+        gap, self._packets_at = now - self._packets_at, now
+        if gap < TICK_S:
+            return
+        self._followed = self._followed + 1 if gap < WINDOW_S else 0
+        if self._followed >= ENOUGH and self._timer is None and self._lost < MAX_LOST:
             self._timer = self._loop.call_later(TICK_S, self._tick)
-        self._packets_at = now
 
     def came_back(self) -> None:
         """The rehearsal is over."""

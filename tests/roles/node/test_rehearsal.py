@@ -72,9 +72,13 @@ def _play(script: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
         runner.run(run())
 
 
-def test_stray_packets_start_nothing() -> None:
+@pytest.mark.parametrize("answer_after", [0.0005, 0.03])
+def test_stray_packets_and_their_answers_start_nothing(answer_after: float) -> None:
     async def script(scene: Scene) -> None:
         await scene.packets(20, WINDOW_S * 1.01)
+        for _ in range(20):
+            await scene.packets(1, WINDOW_S * 1.01)
+            await scene.packets(1, answer_after)
         await asyncio.sleep(1)
         assert scene.begun == []
 
@@ -83,14 +87,14 @@ def test_stray_packets_start_nothing() -> None:
 
 def test_between_packets_there_are_rehearsals_and_soon_after_the_last_none() -> None:
     async def script(scene: Scene) -> None:
-        await scene.packets(2, WINDOW_S / 2)
+        await scene.packets(3, WINDOW_S / 2)
         last = scene.loop.time()
         await asyncio.sleep(10)
         gaps = [after - before for before, after in zip([last, *scene.begun], scene.begun, strict=False)]
         assert len(gaps) > WINDOW_S / TICK_S / 2
         assert all(gap == pytest.approx(TICK_S) for gap in gaps)
         assert scene.begun[-1] < last + WINDOW_S
-        await scene.packets(2, WINDOW_S / 2)
+        await scene.packets(3, WINDOW_S / 2)
         await asyncio.sleep(10)
         assert len(scene.begun) == 2 * len(gaps), "and so again"
 
@@ -131,7 +135,7 @@ def test_one_that_comes_back_late_is_no_lost_one() -> None:
     async def script(scene: Scene) -> None:
         for _ in range(3 * MAX_LOST):
             scene.takes = float("inf")
-            await scene.packets(2, WINDOW_S / 2)
+            await scene.packets(3, WINDOW_S / 2)
             await asyncio.sleep(TICK_S * 1.5)
             scene.warm.came_back()
             await asyncio.sleep(1)
@@ -142,7 +146,7 @@ def test_one_that_comes_back_late_is_no_lost_one() -> None:
 
 def test_closed_it_rests() -> None:
     async def script(scene: Scene) -> None:
-        await scene.packets(2, WINDOW_S / 2)
+        await scene.packets(3, WINDOW_S / 2)
         scene.warm.close()
         await asyncio.sleep(1)
         assert scene.begun == []
