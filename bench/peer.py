@@ -141,7 +141,7 @@ async def run(document: dict[str, Any]) -> None:
     netmap = netmap_of(document)
     path.apply(netmap, accept_routes=True)
     path.start()
-    cool = keep_warm(path, tun.offloads, loop, monotonic=clock, wall=time.time, random=os.urandom, new_batch=new_batch)
+    cool = keep_warm(path, tun.offloads, loop, monotonic=clock, random=os.urandom, new_batch=new_batch)
     ended = asyncio.Event()
 
     def status() -> None:

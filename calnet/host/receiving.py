@@ -32,6 +32,7 @@ _MAX_SOURCES: Final = 64
 _new: Final = tuple.__new__
 """Makes a `Received` without a frame of Python."""
 _MAX_OF_NEXT: Final = 4
+"""So many are looked at for that: more are lost together where joining is of no use."""
 
 
 class Received(NamedTuple):
@@ -44,7 +45,7 @@ class Received(NamedTuple):
 
 Receive = Callable[[memoryview], Received | None]
 Behind = Callable[[memoryview], int]
-"""`behind(datagram)`: how many that may come behind it are best taken with it, and no more."""
+"""`behind(datagram)`: how many that may come behind it are best taken with it, and no more. A function of the datagram alone."""
 _Whole = tuple[bytes, int, Endpoint]
 """What was received, its segment size, its source."""
 
@@ -160,7 +161,8 @@ class Receiver:
     """
 
     def __init__(self, one: socket.socket, behind: Behind | None = None) -> None:
-        """`behind` bounds how many single datagrams are joined to one; those of the next that came with them are kept for it."""
+        """`behind` bounds how many single datagrams are joined to one. Where as many came, but some of them, up to _MAX_OF_NEXT, belong to the next ones since
+        others were lost, those are kept for them."""
         self._socket, self._behind = one, behind
         self._read, self._unpack = one.recvmsg_into, struct.Struct("=i").unpack
         self._many: Many | None = None
@@ -210,6 +212,8 @@ class Receiver:
         if most <= 0:
             self._alone = False
             return first * size
+        if self._socket.fileno() < 0:  # closed since: its number may be another one's
+            return first * size
         if self._many is None:
             self._many = Many(self._socket.fileno())
         many = self._many
@@ -220,20 +224,10 @@ class Receiver:
         fits, last = many.fit(came, source)
         self._singly = fits == came or not many.has_batches(came)
         if came == fits == together and self._behind is not None and not last:
-            fits -= self._of_next(self._behind, buffer, size, first + came)
+            fits -= _of_next(self._behind, buffer, size, first + came, came)
         if fits < came:
             self._kept.extend([many.whole(k) for k in range(fits, came)])
-        return (first + fits) * size - (size - last if last and fits else 0)
-
-    def _of_next(self, behind: Behind, buffer: memoryview, size: int, count: int) -> int:
-        """How many of the `count` datagrams in the buffer, at its end, are not to be taken with the first ones, since some of those were lost on the way."""
-        left = behind(buffer[(count - 1) * size : count * size])
-        for found in range(1, min(count, _MAX_OF_NEXT + 1) if left else 0):
-            before = behind(buffer[(count - found - 1) * size : (count - found) * size])
-            if before <= left:
-                return found
-            left = before
-        return 0
+        return (first + fits) * size - (size - last if last else 0)
 
     def _from_kept(self, buffer: memoryview) -> Received:
         """The first of what was kept, with those behind that join it."""
@@ -251,6 +245,18 @@ class Receiver:
                 end += size
                 if size < segment:
                     break
-            if not self._kept and self._behind is not None and end % segment == 0:
+            if not self._kept and not self._dry and self._behind is not None and segment and end % segment == 0:
                 end = self._join(buffer, segment, source, end // segment)
         return Received(end, segment, source)
+
+
+def _of_next(behind: Behind, buffer: memoryview, size: int, count: int, came: int) -> int:
+    """How many of the last `came` of the `count` datagrams in the buffer, at its end, are not to be taken with the first ones: behind each of one group there
+    are fewer than behind the one before it."""
+    left = behind(buffer[(count - 1) * size : count * size])
+    for found in range(1, min(came, _MAX_OF_NEXT) + 1 if left else 0):
+        before = behind(buffer[(count - found - 1) * size : (count - found) * size])
+        if before <= left:
+            return found
+        left = before
+    return 0

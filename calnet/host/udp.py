@@ -164,10 +164,10 @@ class LinuxUdp:
         if one is None:
             return True
         if len(datagrams) <= segment:
-            try:
+            try:  # as `_send_one`, without its frame: somebody may wait for a lone packet
                 one.sendto(datagrams, endpoint)
             except OSError as error:
-                return error.errno not in _WOULD_BLOCK and (error.errno != errno.ECONNREFUSED or _send_one(one, datagrams, endpoint))
+                return _after_failed_one(error, one, datagrams, endpoint)
             return True
         if not self._segments or endpoint in self._single:
             return _send_singly(one, datagrams, segment, endpoint)
@@ -255,17 +255,22 @@ def _ask_for_gro(one: socket.socket) -> None:
 
 
 def _send_one(one: socket.socket, datagram: Buffer, endpoint: Endpoint) -> bool:
+    """False: the socket is full."""
+    try:
+        one.sendto(datagram, endpoint)
+    except OSError as error:
+        return _after_failed_one(error, one, datagram, endpoint)
+    return True
+
+
+def _after_failed_one(error: OSError, one: socket.socket, datagram: Buffer, endpoint: Endpoint) -> bool:
     """A pending error of an earlier datagram (ECONNREFUSED) is reported instead of sending: so a second try. False: the socket is full."""
-    for _ in range(2):
+    if error.errno == errno.ECONNREFUSED:
         try:
             one.sendto(datagram, endpoint)
-        except OSError as error:
-            if error.errno in _WOULD_BLOCK:
-                return False
-            if error.errno == errno.ECONNREFUSED:
-                continue
-        return True
-    return True
+        except OSError as again:
+            return again.errno not in _WOULD_BLOCK
+    return error.errno not in _WOULD_BLOCK
 
 
 def _send_singly(one: socket.socket, datagrams: Buffer, segment: int, endpoint: Endpoint) -> bool:

@@ -1,7 +1,6 @@
 """Chunks from the wire: opened where they lie, and written to the TUN as the super-packet they are of.
 
-Hot path: plainer and longer than elsewhere. A full super-packet of 45 chunks costs 65 µs, half of it the AEAD's. Nothing is copied: a new header and the
-payloads are one gathered write.
+Hot path: plainer and longer than elsewhere. Nothing is copied: a new header and the payloads are one gathered write.
 
 The order, for each chunk: AEAD, replay window, `opened`, `accept`, `write`, as in inbound.py. What is missing splits a super-packet in two; a chunk that is
 not genuine or not new is dropped alone.
@@ -52,7 +51,8 @@ class ChunkInbound:
         self._payloads: dict[tuple[int, int], list[memoryview]] = {}
         self._streams: dict[tuple[Session, int], tuple[Shape, Headers]] = {}
         """Streams that `accept` has allowed, by what their trailers have in common."""
-        self._whole = vnet and Protocol.TCP in joined
+        self._takes_tcp = Protocol.TCP in joined
+        """The TUN takes super-packets of TCP."""
 
     def forget_streams(self) -> None:
         """`accept` is asked anew for each stream."""
@@ -60,8 +60,7 @@ class ChunkInbound:
 
     def receive(self, session: Session, start: int, end: int, size: int, word: int, counter: int, count: int, lower: memoryview | None = None) -> int:
         """Take the `count` chunks in `buffer[start:end]`, `size` bytes each, the last perhaps shorter; `word` begins each of them, their counters go on from
-        `counter` (whose `lower_halves` may be given) and are at most 2**63. Where there are several, `start` is a multiple of `size`. Returns how many were
-        dropped."""
+        `counter` (whose `lower_halves` may be given). Where there are several, `start` is a multiple of `size`. Returns how many were dropped."""
         if count == 1:
             bad = self._open_one(session, start, end, word, counter)
         else:
@@ -116,6 +115,7 @@ class ChunkInbound:
         return self._deliver_good(session, said, start, end, size, good, count)
 
     def _one_by_one(self, session: Session, start: int, end: int, size: int, word: int, counter: int, bad: list[int]) -> int:
+        """`_take` for each by itself; `bad` counts from `start`, as there."""
         dropped = 0
         for k, at in enumerate(range(start, end, size)):
             dropped += self._take(session, at, min(at + size, end), size, word, counter + k, 1, [0] if k in bad else [])
@@ -144,7 +144,7 @@ class ChunkInbound:
         number, last = int.from_bytes(trailer, "big"), said.number + count == said.chunks
         stream = (session, number & mask) if (mask := _MASKS.get(said.header, 0)) else None
         known = self._streams.get(stream) if stream is not None else None
-        if known is not None and count > 1 and (last or stop - begin == chunk) and 0 < stop - begin <= chunk == known[0].size and self._whole:
+        if known is not None and count > 1 and (last or stop - begin == chunk) and 0 < stop - begin <= chunk == known[0].size and self._takes_tcp:
             if said.number or not last:
                 header = bytearray(trailer)
                 move_on(header, known[0], said.number, last=last)
@@ -168,7 +168,7 @@ class ChunkInbound:
             move_on(header, shape, said.number, last=last)
         if not self._write_packet(session, header, shape, payloads, (count - 1) * chunk + stop - begin, accepted=known is not None):
             return False
-        if known is None and stream is not None and shape.protocol == Protocol.TCP:
+        if known is None and stream is not None and shape.protocol == Protocol.TCP and said.header == shape.ip_header + TCP_SIZE:
             if len(self._streams) >= _MAX_STREAMS:
                 self._streams.clear()
             self._streams[stream] = shape, Headers(bytes(trailer), shape.version, shape.ip_header, shape.size)

@@ -39,7 +39,7 @@ _LAST_FLAGS: Final = TCP_PSH | TCP_FIN
 
 
 class Announced(NamedTuple):
-    """What a chunk's first word and counter say, before it is opened. Lengths in bytes."""
+    """What a chunk's first word and counter say. Lengths in bytes."""
 
     header: int
     number: int

@@ -103,7 +103,7 @@ class Inbound:
     def _receive_chunks(self, length: int, size: int, index: int, words: list[int], counters: list[int]) -> None:
         """A batch for one session, of chunks and perhaps other datagrams: chunks of one super-packet whose counters follow one another belong together."""
         session, position, count = self._session(index), 0, len(counters)
-        if session is not None and all(word & 0xFF == _CHUNK for word in set(words)) and max(counters) <= _MOST:
+        if session is not None and all(word & 0xFF == _CHUNK for word in set(words)):
             self.dropped += self._chunks.receive_several(session, length, size, words, counters)
             return
         while position < count:

@@ -15,7 +15,7 @@ import pytest
 
 from calnet.errors import HostError
 from calnet.host import udp
-from calnet.host.receiving import RECEIVE_SIZE, Receive
+from calnet.host.receiving import RECEIVE_SIZE, Receive, Receiver
 from calnet.host.udp import LinuxUdp, open_udp
 from calnet.model import Endpoint
 from tests.host.udp_contract import BOUND_S, Listener, check_contract, pieces
@@ -171,7 +171,50 @@ def test_what_belongs_together_is_given_out_together_whatever_was_lost(lost: set
         assert [len(batch) for batch in batches] == [10] * 6
     if len(lost) < 6 and not short:
         assert all(len(group) == 1 for group in groups), "none holds a part of two groups"
-        assert len(batches) <= 6 + len(lost)
+        assert len(batches) == 6, "and each of them is whole, if the one before lost some"
+
+
+def test_closed_socket_is_not_read_from_by_what_it_left_behind() -> None:
+    receiving, sending = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    receiving.bind(("127.0.0.1", 0))
+    receiving.setblocking(False)
+    receive, buffer = Receiver(receiving, lambda datagram: 9), memoryview(bytearray(RECEIVE_SIZE))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as another:
+        for sender in (sending, sending, another):
+            sender.sendto(b"a" * 100, receiving.getsockname())
+        assert receive(buffer)
+        assert receive(buffer), "with it came what is kept"
+    number = receiving.detach()
+    os.close(number)
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    assert number in (one.fileno(), other.fileno()), "it has the number of the closed one"
+    mine, theirs = (one, other) if one.fileno() == number else (other, one)
+    theirs.send(b"another's")
+    assert receive(buffer) is not None, "what was kept"
+    mine.setblocking(False)
+    assert mine.recv(100) == b"another's"
+    for still in (one, other, sending):
+        still.close()
+
+
+def test_empty_datagrams_of_anybody_do_no_harm() -> None:
+    receiving, sending = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    receiving.bind(("127.0.0.1", 0))
+    receiving.setblocking(False)
+    receive, buffer = Receiver(receiving, lambda datagram: 9), memoryview(bytearray(RECEIVE_SIZE))
+    lengths = (1, 1, 0, 1, 0, 0, 1, 1, 1)
+    for length in lengths:
+        sending.sendto(bytes(length), receiving.getsockname())
+    came: list[int] = []
+    misses = 0
+    while misses < 2:
+        batch = receive(buffer)
+        misses = misses + 1 if batch is None else 0
+        if batch is not None:
+            came += [batch.segment] * (batch.length // batch.segment) if batch.segment else [0]
+    assert came == list(lengths)
+    receiving.close()
+    sending.close()
 
 
 @pytest.mark.parametrize(

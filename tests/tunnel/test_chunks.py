@@ -167,15 +167,16 @@ def test_two_super_packets_in_one_batch_and_plain_packets_between() -> None:
 
 
 @settings(max_examples=100)
-@given(st.data(), st.sampled_from([V4, V6]), st.sampled_from([1000, 1001]), st.booleans())
+@given(st.data(), st.sampled_from([V4, V6]), st.sampled_from([1000, 1001]), st.booleans(), st.sampled_from([0, 12, 20, 32, 40]))
 def test_several_super_packets_of_a_stream_with_losses_are_opened_together_as_one_by_one(
-    data: st.DataObject, ends: tuple[str, str], segment: int, offload: bool
+    data: st.DataObject, ends: tuple[str, str], segment: int, offload: bool, options: int
 ) -> None:
     one, two = sessions()
     sender = Sender(1420, chunks=True)
     for number in range(3):
-        sender.take(one, as_kernel_gives(tcp(PATTERN[: 7 * segment], ends, sequence=1 + 7 * segment * number, flags=0x18), segment))
-    datagrams, size = sender.datagrams(), segment + 32 + (52 if ends is V4 else 72)
+        packet = tcp(PATTERN[: 7 * segment], ends, sequence=1 + 7 * segment * number, flags=0x18, options=b"\x01" * options)
+        sender.take(one, as_kernel_gives(packet, segment))
+    datagrams, size = sender.datagrams(), segment + 32 + (40 if ends is V4 else 60) + options
     came = [k for k in range(len(datagrams)) if data.draw(st.integers(0, 5))]
     for _ in range(data.draw(st.integers(0, 2))):
         came.insert(data.draw(st.integers(0, len(came))), data.draw(st.integers(0, len(datagrams) - 1)))
@@ -191,6 +192,20 @@ def test_several_super_packets_of_a_stream_with_losses_are_opened_together_as_on
         singly.take(datagram)
     assert together.packets() == singly.packets()
     assert together.inbound.dropped == singly.inbound.dropped
+    assert offload or not any(write[1] for write in together.writes), "a device that takes no super-packets gets none"
+
+
+def test_last_chunk_of_a_batch_may_be_of_another_super_packet_with_shorter_ones() -> None:
+    one, two = sessions()
+    sender, receiver = Sender(1420, chunks=True), Receiver(two)
+    first, second = tcp(PATTERN[:3000]), tcp(PATTERN[:2000], ports=(7, 8))
+    for packet, segment in ((first, 1000), (second, 900)):
+        sender.take(one, as_kernel_gives(packet, segment))
+    datagrams = sender.datagrams()
+    receiver.take(b"".join([*datagrams[:2], datagrams[3]]), 1084)
+    receiver.take(datagrams[2])
+    assert receiver.packets() == [*cut(first, 1000)[:2], cut(second, 900)[0], cut(first, 1000)[2]]
+    assert receiver.inbound.dropped == 0
 
 
 def test_datagrams_behind_a_chunk_are_those_of_its_super_packet() -> None:
@@ -282,6 +297,29 @@ def test_forged_datagram_in_a_batch_costs_no_genuine_chunk(where: str) -> None:
     expected = cut(packet, 1000)
     assert receiver.packets() == (expected[:19] if where == "short behind" else expected)
     assert receiver.inbound.dropped == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_changed_chunk_is_dropped_whatever_else_is_wrong_with_its_batch(known: bool) -> None:
+    """A forged head makes more chunks of a super-packet than it has, so that each is looked at by itself."""
+    one, two = sessions()
+    sender, receiver = Sender(1420, chunks=True), Receiver(two)
+    if known:
+        sender.take(one, as_kernel_gives(tcp(PATTERN[:5000]), 1000))
+        ((_, run, size),) = sender.runs
+        receiver.take(run, size)
+        receiver.writes.clear()
+        sender.runs.clear()
+    packet = tcp(PATTERN[:20_000])
+    sender.take(one, as_kernel_gives(packet, 1000))
+    datagrams = sender.datagrams()
+    size, expected = len(datagrams[0]), cut(packet, 1000)
+    changed = bytearray(datagrams[5])
+    changed[400] ^= 1
+    behind_them = _as_forged(datagrams[0], int.from_bytes(datagrams[-1][8:16], "little") + 1, size)
+    receiver.take(b"".join([*datagrams[:5], bytes(changed), *datagrams[6:], behind_them]), size)
+    assert receiver.packets() == [*expected[:5], *expected[6:]]
+    assert receiver.inbound.dropped == 2
 
 
 def test_longest_super_packet_is_taken_whatever_its_last_chunk_is() -> None:

@@ -29,6 +29,8 @@ class Accounts:
         self._tunnel, self._paths, self._routers, self._effects, self._wall = tunnel, paths, routers, effects, wall
         self.now = 0.0
         self.source = Source(None, None)
+        self.carried = False
+        """Packets were sent or received since this was last made False: data, not keepalives."""
         self._sent_by: Session | None = None
         self._sent_route, self._sent_bytes = Route(None, False), 0
         self._got_by: Session | None = None
@@ -36,6 +38,7 @@ class Accounts:
 
     def sent(self, session: Session, route: Route, length: int) -> None:
         """So many bytes of datagrams were sealed and sent."""
+        self.carried = True
         if session is not self._sent_by or route is not self._sent_route:
             self.tell()
             self._sent_by, self._sent_route = session, route
@@ -48,7 +51,8 @@ class Accounts:
             self.tell_received()
             self._got_by, self._got_from = session, source
         self._got_bytes += length
-        self._got_data = self._got_data or data
+        if data:
+            self._got_data = self.carried = True
 
     def has_news(self) -> bool:
         """Whether what was received and is not told yet changes under which session or where packets leave: that has to be done before any does."""

@@ -57,7 +57,7 @@ from calnet.policy.reject import new_limiter, rejection
 from calnet.roles.node.accounts import Accounts, Effects
 from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
-from calnet.roles.node.flows import Alone, KnownFlows
+from calnet.roles.node.flows import KnownFlows, ShortWay
 from calnet.roles.node.reading import READ_BATCH, READ_BYTES, TunReader
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
@@ -179,7 +179,7 @@ class DataPath:
         """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
         self.on_packets: Callable[[float], None] | None = None
-        """Hears the time of each turn that was there for packets (rehearsal.py)."""
+        """Hears the time of each turn that carried packets (rehearsal.py)."""
         self.path_changes: Counter[str] = Counter()
         """By what they changed to: direct, relay, both, none."""
         self._dropped = 0
@@ -427,17 +427,23 @@ class DataPath:
         """reading.Taker's."""
         outbound, plain = self._outbound, self._outbound.plain
         packet = plain[START:end]
-        known = self._flows.alone(packet)
-        if known is None or len(packet) > BASE or (self._vnet and plain[1]):
+        way = self._flows.short_way(packet)
+        if way is None or len(packet) > BASE or (self._vnet and plain[1]):
             return False
         if self._vnet and plain[0]:
-            finish_checksum(packet, Virtio(*VIRTIO_HEADER.unpack_from(plain)))
+            virtio = Virtio(*VIRTIO_HEADER.unpack_from(plain))
+            if virtio.flags & NEEDS_CSUM:
+                try:
+                    finish_checksum(packet, virtio)
+                except WireError:
+                    self._dropped += 1
+                    return True
             plain[0] = 0
-        datagram = outbound.seal_packet(known.session, len(packet))
+        datagram = outbound.seal_packet(way.session, len(packet))
         if datagram is not None:
-            if not known.udp.send(known.endpoint, datagram, len(datagram)):
-                self._dropped += self._sender.run(known.session.peer.id, known.route, datagram, len(datagram))
-            self._accounts.sent(known.session, known.route, len(datagram))
+            if not way.udp.send(way.endpoint, datagram, len(datagram)):
+                self._dropped += self._sender.run(way.session.peer.id, way.route, datagram, len(datagram))
+            self._accounts.sent(way.session, way.route, len(datagram))
         return True
 
     def take_known(self, length: int) -> bool:
@@ -479,9 +485,9 @@ class DataPath:
             return
         if alone and flow is not None:
             route = self._paths.route(session.peer.id)
-            udp = None if route.relay or route.endpoint is None else self._sender.alone(route.endpoint)
+            udp = None if route.relay or route.endpoint is None else self._sender.first_socket(route.endpoint)
             if udp is not None and route.endpoint is not None:
-                self._flows.leaves_alone(flow, packet, Alone(session, route, route.endpoint, udp))
+                self._flows.leaves_by(ShortWay(session, route, route.endpoint, udp), flow, packet)
 
     def _too_long(self, session: Session, packet: memoryview, shape: Super | None) -> None:
         """A packet that the direct path may not take at once: it goes by relay while that is being found out; else its sender is told, and sends shorter
@@ -738,8 +744,10 @@ class DataPath:
                 self._perform_all()
         finally:
             self._settling = False
-        if flowing and self.on_packets is not None:
-            self.on_packets(self._now)
+        if self._accounts.carried:
+            self._accounts.carried = False
+            if self.on_packets is not None:
+                self.on_packets(self._now)
         if happened or not flowing:
             self._arm()
         elif self._look is None and self._running:

@@ -1,4 +1,4 @@
-"""What was found out for flows, so that not each packet is looked at as its flow's first: sessions to send under, streams, and what may come in. Pure.
+"""What was found out for flows, so that not each packet is looked at as its flow's first: sessions to send under, streams, short ways, and what may come in.
 
 Hot path. All of it is forgotten together: after REUSE_S of the data path, and at once when anything changes that it rests on (a netmap, an effect). A packet
 that opens or resets a TCP connection has a verdict of its own, as the filter treats it otherwise than its flow.
@@ -28,8 +28,8 @@ _WHOLE: Final = (13, 37)
 Send = Callable[[Session, Super], None]
 
 
-class Alone(NamedTuple):
-    """How the packets of a flow leave that come one by one."""
+class ShortWay(NamedTuple):
+    """How the packets of a flow leave that come one by one: directly, from the first socket."""
 
     session: Session
     route: Route
@@ -42,14 +42,14 @@ class KnownFlows:
 
     def __init__(self) -> None:
         self._sessions: dict[bytes, Session] = {}
-        self._alone: dict[bytes | None, Alone] = {}
+        self._short_ways: dict[bytes, ShortWay] = {}
         self._streams: dict[int, tuple[Send, Session, Super]] = {}
         self._accepted: set[tuple[Session, bytes]] = set()
 
     def forget(self) -> None:
         """All of it."""
         self._sessions.clear()
-        self._alone.clear()
+        self._short_ways.clear()
         self._streams.clear()
         self._accepted.clear()
 
@@ -64,20 +64,20 @@ class KnownFlows:
             return
         if len(self._sessions) >= MAX_FLOWS:
             self._sessions.clear()
-            self._alone.clear()
+            self._short_ways.clear()
             self._streams.clear()
         self._sessions[flow] = session
 
-    def alone(self, packet: Buffer) -> Alone | None:
+    def short_way(self, packet: Buffer) -> ShortWay | None:
         """How this packet, which came alone, leaves, if that is known."""
         flow = flow_key(packet)
-        known = self._alone.get(flow)
+        known = None if flow is None else self._short_ways.get(flow)
         return None if known is None or flow is None or _opens_or_resets(flow, packet) else known
 
-    def leaves_alone(self, flow: bytes, packet: Buffer, how: Alone) -> None:
-        """A packet of this flow that came alone left so: those that do are sent so. Its session is known (`leaves_under`)."""
+    def leaves_by(self, way: ShortWay, flow: bytes, packet: Buffer) -> None:
+        """A packet of this flow that came alone left so: the next ones do. Its session is known (`leaves_under`)."""
         if flow in self._sessions and not _opens_or_resets(flow, packet):
-            self._alone[flow] = how
+            self._short_ways[flow] = way
 
     def stream(self, read: memoryview, length: int) -> tuple[Send, Session, Super] | None:
         """How the super-packet that was read (virtio header first, `length` bytes in all) is sent, if one of its stream was a moment ago; the shape is that

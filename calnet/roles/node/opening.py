@@ -29,11 +29,12 @@ from calnet.wire.tunnel import TRANSPORT_OVERHEAD
 _USUAL_HEADERS: Final = 52
 """IPv4 and TCP with timestamps: what each packet of a super-packet repeats."""
 _TCP_SPARES: Final = 321
-"""Of gso_max_size the kernel's TCP leaves MAX_TCP_HEADER + 1 bytes free: 193 to 321, as it was built."""
+"""Of gso_max_size the kernel's TCP leaves MAX_TCP_HEADER + 1 bytes free: 193 to 321 on most machines."""
 
 
 def super_packet_size(mtu: int) -> int:
-    """What gso_max_size has to be for the kernel's TCP to make super-packets as large as still leave in one send: more would make a second, short one."""
+    """What gso_max_size has to be for the kernel's TCP to make super-packets as large as still leave in one send: more would make a second, short one.
+    So it is for headers up to 72 bytes; with longer ones (SACK blocks) there may be a packet or two too many."""
     count = min(MAX_RUN, MAX_RUN_BYTES // (mtu + TRANSPORT_OVERHEAD))
     return count * (mtu - _USUAL_HEADERS) + _TCP_SPARES
 
@@ -164,7 +165,7 @@ def engine_opener(
             capabilities=capabilities,
         )
         path.start()
-        cool = keep_warm(path, device.offloads, loop, monotonic=clocks.elapsed, wall=clock, random=random, new_batch=new_batch)
+        cool = keep_warm(path, device.offloads, loop, monotonic=clocks.elapsed, random=random, new_batch=new_batch)
         return RealEngine(device, tunnel, paths, path, clock, cool)
 
     return open_engine

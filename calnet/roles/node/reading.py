@@ -37,7 +37,7 @@ class Taker(Protocol):
         """The packet at `plain[START:end]`. `shape`: it is the first of several joined ones; `alone`: it came alone, and leaves at once."""
 
     def take_alone(self, end: int) -> bool:
-        """Take the packet at `plain[START:end]`, which came alone, if another of its flow did a moment ago."""
+        """Take the packet at `plain[START:end]`, which came alone, if another of its flow did a moment ago. False: it is to be taken by `take`."""
 
     def take_known(self, length: int) -> bool:
         """Take a super-packet of a stream that was asked about a moment ago, if the one just read, `length` bytes with its virtio header, is that."""

@@ -81,9 +81,9 @@ class Sender:
             self._send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
         return dropped
 
-    def alone(self, endpoint: Endpoint) -> UdpTransport | None:
-        """What one datagram after another may be sent to `endpoint` by, until something changes here; None where it takes more than that."""
-        return None if self._held or endpoint in self._in_use else self._udp
+    def first_socket(self, endpoint: Endpoint) -> UdpTransport | None:
+        """The first socket, if it is the one for `endpoint` and nothing has to be known of each use; until something changes here."""
+        return None if endpoint in self._in_use else self._udp
 
     def one(self, peer: NodeId, route: Route, datagram: bytes) -> None:
         """Send one datagram by the peer's route."""

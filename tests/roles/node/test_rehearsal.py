@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -14,31 +15,96 @@ from calnet.crypto.batch import portable_batch
 from calnet.errors import HostError
 from calnet.host.tun import Offloads
 from calnet.roles.node import rehearsal
-from calnet.roles.node.rehearsal import MAX_LOST, REST, TICK_S, WINDOW_S, KeepWarm, Rehearsal, keep_warm
+from calnet.roles.node.rehearsal import MAX_LOST, PATIENCE_S, PAUSE_S, REST, TICK_S, WINDOW_S, KeepWarm, Rehearsal, keep_warm
 from tests.ip_packets import icmp_echo, is_sound
 from tests.roles.node.datapath_world import VirtualLoop, World, ends, give, play
 
 BOUND_S = 30.0
 
 
+class Shifted:
+    """A clock that can be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
 @pytest.mark.parametrize("offloads", [Offloads(vnet_header=True, tcp=True, udp=True), Offloads(vnet_header=False)])
-def test_packets_go_the_whole_way_and_come_back(offloads: Offloads) -> None:
+def test_packets_go_the_whole_way_both_ways_however_much_time_passes_between(offloads: Offloads) -> None:
     async def scene() -> None:
-        loop, back = asyncio.get_running_loop(), asyncio.Event()
-        one = Rehearsal(loop, offloads, monotonic=time.monotonic, wall=time.time, random=os.urandom, new_batch=portable_batch, came=back.set)
-        tunnel = one._path._tunnel
-        (peer,) = tunnel.peers
-        for _ in range(20):
-            back.clear()
+        loop, came, clock = asyncio.get_running_loop(), asyncio.Event(), Shifted()
+        one = Rehearsal(loop, offloads, monotonic=clock, random=os.urandom, new_batch=portable_batch, came=came.set)
+        tunnels = [path._tunnel for path in one._paths]
+        for jump in (0, 0, 0, 121, 0, 0, 200, 0, 86_400, 0, 30, 600, 0):
+            clock.ahead += jump
+            for _ in range(4):
+                came.clear()
+                one.begin()
+                async with asyncio.timeout(BOUND_S):
+                    await came.wait()
+        for tunnel in tunnels:
+            (peer,) = tunnel.peers
+            assert peer.current is not None
+            assert peer.rx_bytes > 0 < peer.tx_bytes
+        sizes = [next(iter(tunnel.peers)).tx_bytes for tunnel in tunnels], [next(iter(tunnel.peers)).rx_bytes for tunnel in tunnels]
+        assert sizes[0] == sizes[1][::-1]
+        assert [path.dropped for path in one._paths] == [0, 0]
+        for packet in one._packets:
+            assert is_sound(packet[10 if offloads.vnet_header else 0 :])
+        one.close()
+        one.close()
+
+    asyncio.run(scene())
+
+
+def test_they_run_what_an_answered_packet_runs() -> None:
+    """What is received comes under the session that sends, so that nothing has to be settled before it may be answered."""
+
+    async def scene() -> None:
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        one = Rehearsal(loop, Offloads(vnet_header=True), monotonic=time.monotonic, random=os.urandom, new_batch=portable_batch, came=came.set)
+        news: list[bool] = []
+        for path in one._paths:
+            ask = path._has_news
+
+            def note(ask: Callable[[], bool] = ask) -> bool:
+                news.append(ask())
+                return news[-1]
+
+            path._has_news = note  # type: ignore[method-assign]
+        for _ in range(12):
+            came.clear()
             one.begin()
             async with asyncio.timeout(BOUND_S):
-                await back.wait()
-        assert peer.current is not None
-        assert peer.current.send_counter >= 18, "each was sealed: all but those that made the session"
-        assert peer.rx_bytes == peer.tx_bytes > 0
-        assert one._path.dropped == 0
-        assert is_sound(one._packet[10 if offloads.vnet_header else 0 :])
+                await came.wait()
+        assert not any(news[-12:])
         one.close()
+
+    asyncio.run(scene())
+
+
+def test_what_can_not_be_opened_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        files = len(os.listdir("/proc/self/fd"))
+        add, calls = loop.add_reader, []
+
+        def some(*what: Any) -> None:
+            calls.append(what)
+            if len(calls) == 5:
+                refuse()
+            add(*what)
+
+        monkeypatch.setattr(loop, "add_reader", some)
+        with pytest.raises(HostError, match="too many open files"):
+            Rehearsal(loop, Offloads(vnet_header=True), monotonic=time.monotonic, random=os.urandom, new_batch=portable_batch, came=lambda: None)
+        assert len(os.listdir("/proc/self/fd")) == files
 
     asyncio.run(scene())
 
@@ -122,24 +188,34 @@ def test_rest_bounds_what_they_cost(takes: float) -> None:
     _play(script)
 
 
-def test_where_none_comes_back_no_more_are_tried() -> None:
+def test_where_none_comes_back_pauses_are_long() -> None:
     async def script(scene: Scene) -> None:
         scene.takes = float("inf")
         await scene.packets(100, WINDOW_S / 2)
         assert len(scene.begun) == MAX_LOST
+        await scene.packets(round(PAUSE_S / WINDOW_S), WINDOW_S)
+        scene.takes = 0.0001
+        await scene.packets(100, WINDOW_S / 2)
+        assert len(scene.begun) > 3 * MAX_LOST, "and then it is tried again"
 
     _play(script)
 
 
-def test_one_that_comes_back_late_is_no_lost_one() -> None:
+@pytest.mark.parametrize("late", [PATIENCE_S * 1.5, 8 * 3600.0])
+def test_one_that_comes_back_late_makes_no_long_rest(late: float) -> None:
+    """A handshake had to be sent again, or the machine slept."""
+
     async def script(scene: Scene) -> None:
-        for _ in range(3 * MAX_LOST):
-            scene.takes = float("inf")
-            await scene.packets(3, WINDOW_S / 2)
-            await asyncio.sleep(TICK_S * 1.5)
-            scene.warm.came_back()
-            await asyncio.sleep(1)
-        assert len(scene.begun) >= 3 * MAX_LOST
+        scene.takes = float("inf")
+        await scene.packets(4, WINDOW_S / 4)
+        begun = len(scene.begun)
+        assert begun >= 1
+        await asyncio.sleep(late)
+        scene.warm.came_back()
+        scene.takes = 0.0001
+        await asyncio.sleep(PATIENCE_S * REST)
+        await scene.packets(4, WINDOW_S / 4)
+        assert len(scene.begun) > begun
 
     _play(script)
 
@@ -171,7 +247,7 @@ def test_data_path_that_packets_pass_is_kept_warm(monkeypatch: pytest.MonkeyPatc
         one, _ = world.pair()
         loop = asyncio.get_running_loop()
         offloads = one.tun.offloads
-        end = keep_warm(one.path, offloads, loop, monotonic=loop.time, wall=time.time, random=os.urandom, new_batch=portable_batch)
+        end = keep_warm(one.path, offloads, loop, monotonic=loop.time, random=os.urandom, new_batch=portable_batch)
         for _ in range(5):
             give(one, icmp_echo(ends(1, 2)))
             await world.passes(WINDOW_S / 2)
@@ -196,7 +272,7 @@ def test_without_sockets_a_node_does_without(monkeypatch: pytest.MonkeyPatch) ->
     async def scene(world: World) -> None:
         one, two = world.pair()
         loop = asyncio.get_running_loop()
-        end = keep_warm(one.path, one.tun.offloads, loop, monotonic=loop.time, wall=time.time, random=os.urandom, new_batch=portable_batch)
+        end = keep_warm(one.path, one.tun.offloads, loop, monotonic=loop.time, random=os.urandom, new_batch=portable_batch)
         for _ in range(3):
             give(one, icmp_echo(ends(1, 2)))
             await world.passes(WINDOW_S / 2)
