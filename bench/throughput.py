@@ -172,11 +172,14 @@ class Measuring:
         return arrived / total["seconds"], total["lost_packets"] / max(1, total["packets"])
 
     def _lossless(self) -> float:
-        """The highest rate of 64-byte datagrams, by halves, that arrives whole."""
+        """The highest rate of 64-byte datagrams, by halves, that arrives whole. A rate has two tries: a host that stands still for some milliseconds makes any
+        tunnel lose some."""
         low, high, best = LOWEST_PPS, HIGHEST_PPS, 0.0
         for _ in range(RATE_STEPS):
             rate = (low * high) ** 0.5
             arrived, lost = self._udp(64, rate * 64 * 8, seconds=1.5)
+            if lost > LOST_AT_MOST:
+                arrived, lost = self._udp(64, rate * 64 * 8, seconds=1.5)
             if lost <= LOST_AT_MOST and arrived >= 0.97 * rate:
                 low, best = int(rate), max(best, arrived)
             elif lost <= LOST_AT_MOST:

@@ -36,14 +36,15 @@ ENOUGH: Final = 2
 REST: Final = 9
 """So that at most a tenth of a core's time goes into it."""
 
-_ADDRESSES: Final = (IPv4Address("100.70.0.1"), IPv4Address("100.70.0.2"))
-_EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 PATIENCE_S: Final = 0.1
 """A rehearsal that didn't come back within it is lost."""
 MAX_LOST: Final = 16
 """After so many lost in a row (no loopback, a firewall on it, a handshake that takes its time)…"""
 PAUSE_S: Final = 60.0
 """…none is tried for so long."""
+
+_ADDRESSES: Final = (IPv4Address("100.70.0.1"), IPv4Address("100.70.0.2"))
+_EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 
 
 class Rehearsal:
