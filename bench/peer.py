@@ -20,16 +20,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from calnet.crypto.choice import choose, load_library
 from calnet.crypto.keys import PrivateKey
 from calnet.host.tun import open_tun
 from calnet.host.udp import open_udp
-from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
+from calnet.model import Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
+from calnet.roles.node.engine import NoHost
 from calnet.roles.node.rehearsal import keep_warm
 from calnet.tunnel.tunnel import Tunnel
 
@@ -49,33 +49,15 @@ class Clock:
         self.ahead += REKEY_JUMP_S
 
 
-class Alone:
+class Alone(NoHost):
     """A host without relay, server or disk."""
 
     def __init__(self, *, tell_paths: bool) -> None:
         self._tell_paths = tell_paths
 
-    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None:
-        """There is no relay."""
-
-    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None:
-        """There is no control session."""
-
-    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None:
-        """There is no server."""
-
-    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None:
-        """A run of this program is all there is."""
-
     def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None:
         if self._tell_paths:
             print(f"path {peer}: {description}", file=sys.stderr, flush=True)
-
-    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None:
-        """Its one peer routes nothing."""
-
-    def mtu_raised(self, mtu: int) -> None:
-        """A stock peer's path is not probed."""
 
     def health(self, code: str, text: str | None) -> None:
         if text:

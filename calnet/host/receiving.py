@@ -32,7 +32,7 @@ _MAX_SOURCES: Final = 64
 _new: Final = tuple.__new__
 """Makes a `Received` without a frame of Python."""
 _MAX_OF_NEXT: Final = 4
-"""So many are looked at for that: more are lost together where joining is of no use."""
+"""So many at the end of a batch may be of the next group: a group that lost more is rare enough to be written in two."""
 
 
 class Received(NamedTuple):

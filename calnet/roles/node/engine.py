@@ -47,6 +47,26 @@ class DataPathHost(Protocol):
         """Set or (None) clear a health line."""
 
 
+class NoHost:
+    """A `DataPathHost` that has nobody to tell: for a data path without daemon, relay and disk."""
+
+    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None: ...
+
+    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None: ...
+
+    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None: ...
+
+    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None: ...
+
+    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None: ...
+
+    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None: ...
+
+    def mtu_raised(self, mtu: int) -> None: ...
+
+    def health(self, code: str, text: str | None) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
     """`path` is `direct`, `relay` or `none`; `last_handshake_at` Unix seconds; bytes are those of datagrams. `carries` are the prefixes behind the peer that

@@ -14,7 +14,7 @@ answered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -23,9 +23,10 @@ from calnet.crypto.keys import PrivateKey, RandomBytes
 from calnet.errors import HostError
 from calnet.host.mirror import Mirror
 from calnet.host.tun import Offloads
-from calnet.model import Buffer, Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, Prefix, SelfNode
+from calnet.model import Endpoint, FilterRule, Netmap, NodeId, NodeKey, Peer, PeerKind, SelfNode
 from calnet.paths.paths import Paths
 from calnet.roles.node.datapath import DataPath
+from calnet.roles.node.engine import NoHost
 from calnet.tunnel.tunnel import Tunnel
 from calnet.wire.ip import NO_VIRTIO, Protocol, checksum
 
@@ -78,7 +79,7 @@ class Rehearsal:
                     udp=mirror.udp,
                     tunnel=Tunnel(keys[here], random=random, new_batch=new_batch),
                     paths=Paths(node_key=keys[here].public, discovery=PrivateKey.generate(random), random=random),
-                    host=_NoHost(),
+                    host=NoHost(),
                     monotonic=monotonic,
                     wall=monotonic,  # which never goes back: handshakes' timestamps may not
                     random=random,
@@ -201,23 +202,3 @@ def _echo_request(here: int) -> bytes:
     header = bytearray((0x45, 0, 0, 20 + len(payload), 0, 0, 0x40, 0, 64, Protocol.ICMP, 0, 0)) + _ADDRESSES[here].packed + _ADDRESSES[1 - here].packed
     header[10:12] = checksum(header).to_bytes(2, "big")
     return bytes(header + payload)
-
-
-class _NoHost:
-    """A host that has nobody to tell."""
-
-    def send_relayed(self, peer: NodeId, datagrams: Sequence[Buffer]) -> None: ...
-
-    def send_candidates(self, peer: NodeId, endpoints: tuple[Endpoint, ...]) -> None: ...
-
-    def publish_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None: ...
-
-    def persist_timestamp(self, node_key: bytes, timestamp: bytes, sent: bool) -> None: ...
-
-    def path_changed(self, peer: NodeId, description: str, endpoint: Endpoint | None) -> None: ...
-
-    def router_moved(self, prefix: Prefix, old: NodeId, new: NodeId, why: str) -> None: ...
-
-    def mtu_raised(self, mtu: int) -> None: ...
-
-    def health(self, code: str, text: str | None) -> None: ...
