@@ -20,8 +20,8 @@ from calnet.crypto.batch import Nonces, Places, lower_halves
 from calnet.tunnel.chunks import MAX_HEADER, Shape, first_word, move_on, set_size
 from calnet.tunnel.segment import Super, headers_of
 from calnet.tunnel.session import Session, SessionExhausted
-from calnet.tunnel.sums import SumAll, payload_sums, sums_of
-from calnet.wire.ip import VIRTIO_HEADER_SIZE, ones_sum
+from calnet.tunnel.sums import SumAll, little_sum, payload_sums, sums_of
+from calnet.wire.ip import VIRTIO_HEADER_SIZE
 from calnet.wire.tunnel import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, MessageType
 
 START: Final = VIRTIO_HEADER_SIZE
@@ -236,7 +236,7 @@ class Outbound:
         """Write a number every `step` bytes."""
         width, count = numbers.itemsize, len(numbers)
         if at % width or step % width:
-            raw = numbers.cast("B")
+            raw = numbers.tobytes()
             for k in range(count):
                 self._wire[at + k * step : at + k * step + width] = raw[k * width : (k + 1) * width]
         else:
@@ -268,7 +268,7 @@ class Outbound:
             known = self._sums[header, step] = pieces, sums_of(pieces)
         sums = known[1](whole)
         if whole * step < len(payload):
-            sums.append(ones_sum(payload[whole * step :]))
+            sums.append(little_sum(payload[whole * step :]))
         return sums
 
     def _payloads_for(self, header: int, step: int, count: int) -> list[memoryview]:

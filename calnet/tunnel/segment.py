@@ -1,7 +1,8 @@
 """Cutting a TCP or UDP super-packet, as a TUN with offloads gives it, into the IP packets that it stands for. Pure.
 
 Hot path: called once for each super-packet. Only headers are made here, and not one by one: what differs from packet to packet is a column of numbers, which
-the outbound side writes by one strided assignment. 0.3 µs a packet, beside the sum of its payload (sums.py).
+the outbound side writes by one strided assignment. And such a column is computed as one number, with a lane of so many bits for each packet: Python adds and
+masks all of them at once. 0.15 µs a packet, beside the sum of its payload (sums.py).
 
 What a network card does with TSO and USO is done here (the kernel's `tcp_gso_segment`, `inet_gso_segment`): the IPv4 identification counts up, sequence
 numbers advance by the payload, CWR stays on the first segment alone, PSH and FIN on the last, every length and checksum is set.
@@ -12,11 +13,12 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from calnet.errors import WireError
+from calnet.tunnel.sums import SWAP
 from calnet.wire.ip import (
     GSO_ECN,
     IPV4_HEADER_SIZE,
@@ -102,7 +104,7 @@ class Headers(NamedTuple):
 
 
 def headers_of(packet: memoryview, shape: Super, sums: list[int]) -> Headers:
-    """`sums` are numbers congruent to the sums of the payloads (sums.py)."""
+    """`sums` are those of the payloads, as sums.py has them."""
     made = (_tcp_headers if shape.protocol == Protocol.TCP else _udp_headers)(packet, shape, sums)
     return made if shape.version == 6 else _with_ipv4(packet, shape, len(sums), made)
 
@@ -117,19 +119,19 @@ def _tcp_headers(packet: memoryview, shape: Super, sums: list[int]) -> Headers:
 
     def header(k: int, flags: int, payload: int) -> bytes:
         number = (sequence + k * step) & _MASK32
-        check = -(constant + size + payload + number + flags + sums[k]) % 65535
+        check = -(constant + size + payload + number + flags + sums[k] * SWAP) % 65535
         before = ip if shape.version == 4 else _with_length(ip, shape, size + payload)
         return layout.pack(before, ports, number, acknowledged, flags, window, check, options)
 
     middle, end = flags & ~_MIDDLE_FLAGS_OFF, sequence + count * step
-    base = -(constant + size + step + middle + sequence)
-    numbers: Iterable[int] = range(sequence, end, step)
-    left = range(base, base - count * step, -step)
-    checks = [(number - value) % 65535 for number, value in zip(left, sums, strict=True)]
-    if end > _MASK32:
-        numbers = [number & _MASK32 for number in numbers]
-        checks = [-(number - sequence - base + value) % 65535 for number, value in zip(numbers, sums, strict=True)]
-    columns = [(shape.ip_header + 4, _column("I", numbers)), (shape.ip_header + TCP_CHECKSUM_OFFSET, _column("H", checks))]
+    base = constant + size + step + middle
+    if end <= _MASK32 and count <= _MAX_LANES:
+        lanes = _lanes(count)
+        numbers, checks = _column_of("I", 4 * count, sequence, step, lanes.of_32), _checksums(base + sequence, step, sums, lanes)
+    else:
+        each = [number & _MASK32 for number in range(sequence, end, step)]
+        numbers, checks = _column("I", each), _column("H", [-(base + number + value * SWAP) % 65535 for number, value in zip(each, sums, strict=True)])
+    columns = [(shape.ip_header + 4, numbers), (shape.ip_header + TCP_CHECKSUM_OFFSET, checks)]
     first = header(0, flags & ~_FIRST_FLAGS_OFF, step) if flags & TCP_CWR and count > 1 else b""
     last = header(count - 1, flags & ~TCP_CWR if count > 1 else flags, shape.length - shape.header - step * (count - 1))
     return Headers(header(0, middle, step), columns, first, last)
@@ -144,10 +146,10 @@ def _udp_headers(packet: memoryview, shape: Super, sums: list[int]) -> Headers:
     def header(payload: int, value: int) -> bytes:
         length = size + payload
         before = ip if shape.version == 4 else _with_length(ip, shape, length)
-        return before + _UDP.pack(ports, length, -(constant + 2 * length + value) % 65535 or 65535)
+        return before + _UDP.pack(ports, length, -(constant + 2 * length + value * SWAP) % 65535 or 65535)
 
     base = constant + 2 * (size + shape.segment)
-    checks = [-(base + value) % 65535 or 65535 for value in sums]
+    checks = [-(base + value * SWAP) % 65535 or 65535 for value in sums]
     columns = [(shape.ip_header + UDP_CHECKSUM_OFFSET, _column("H", checks))]
     last = header(shape.length - shape.header - shape.segment * (len(sums) - 1), sums[-1])
     return Headers(header(shape.segment, sums[0]), columns, b"", last)
@@ -165,12 +167,13 @@ def _with_ipv4(packet: memoryview, shape: Super, count: int, made: Headers) -> H
 
     full = shape.header + shape.segment
     highest = -(constant + full + ident) % 65535
-    numbers: Sequence[int] = range(ident, ident + count)
-    checks: Sequence[int] = range(highest, highest - count, -1)
-    if ident + count > 0x10000 or highest < count:
-        numbers = [number & 0xFFFF for number in numbers]
-        checks = [-(constant + full + number) % 65535 for number in numbers]
-    columns = [*made.columns, (_IPV4_IDENT, _column("H", numbers)), (_IPV4_CHECK, _column("H", checks))]
+    if ident + count <= 0x10000 and highest >= count and count <= _MAX_LANES:
+        lanes = _lanes(count)
+        numbers, checks = _column_of("H", 2 * count, ident, 1, lanes.of_16), _column_of("H", 2 * count, highest, -1, lanes.of_16)
+    else:
+        each = [number & 0xFFFF for number in range(ident, ident + count)]
+        numbers, checks = _column("H", each), _column("H", [-(constant + full + number) % 65535 for number in each])
+    columns = [*made.columns, (_IPV4_IDENT, numbers), (_IPV4_CHECK, checks)]
     last = header(count - 1, made.last, shape.length - shape.segment * (count - 1))
     return Headers(header(0, made.template, full), columns, made.first and header(0, made.first, full), last)
 
@@ -185,6 +188,52 @@ def _column(kind: str, numbers: Iterable[int]) -> memoryview:
     if sys.byteorder == "little":
         column.byteswap()
     return memoryview(column)
+
+
+class _Lanes(NamedTuple):
+    """Numbers with a lane for each of so many packets."""
+
+    of_16: tuple[int, int]
+    """Lanes of 16 bits, the first packet's the highest: 1 in each, and the packet's number in each."""
+    of_32: tuple[int, int]
+    of_64: tuple[int, int]
+    """The first packet's the lowest."""
+    low_16: int
+    """The lower bits of each lane of 64."""
+    low_32: int
+    low_48: int
+
+
+_MAX_LANES: Final = 64
+"""Packets of one send. There may be more in a super-packet, if they are short."""
+
+
+@lru_cache(maxsize=_MAX_LANES)
+def _lanes(count: int) -> _Lanes:
+    def lanes(bits: int, first: int, step: int) -> tuple[int, int]:
+        at = [(first + step * k) * bits for k in range(count)]
+        return sum(1 << shift for shift in at), sum(k << shift for k, shift in enumerate(at))
+
+    ones = lanes(64, 0, 1)
+    return _Lanes(lanes(16, count - 1, -1), lanes(32, count - 1, -1), ones, *(ones[0] * ((1 << bits) - 1) for bits in (16, 32, 48)))
+
+
+def _column_of(kind: Literal["H", "I"], size: int, start: int, step: int, lanes: tuple[int, int]) -> memoryview:
+    """`start + k * step` for each packet k, `size` bytes in all; none of them leaves its lane."""
+    ones, numbers = lanes
+    return memoryview((start * ones + step * numbers).to_bytes(size, "big")).cast(kind)
+
+
+def _checksums(base: int, step: int, sums: list[int], lanes: _Lanes) -> memoryview:
+    """The checksum of what sums up to `base + k * step` and the payload's sum, for each packet k. Computed of little-endian words, as those of the payloads
+    are: so the bytes of the result, least first, stand as the network has them."""
+    (ones, numbers), low_16, low_32, low_48 = lanes.of_64, lanes.low_16, lanes.low_32, lanes.low_48
+    total = int.from_bytes(struct.pack(f"<{len(sums)}Q", *sums), "little")
+    total = (total & low_32) + (total >> 32 & low_32)
+    total += (base * SWAP % 65535 or 65535) * ones + step * SWAP % 65535 * numbers
+    for _ in range(3):  # to 18 bits in each lane, 17 with no more than 3 in the lower ones, 16
+        total = (total & low_16) + (total >> 16 & low_48)
+    return memoryview((low_16 - total).to_bytes(8 * len(sums), "little")).cast("H")[::4]
 
 
 _IPV4_IDENT: Final = 4

@@ -39,7 +39,7 @@ def _each(made: Headers, count: int) -> list[bytes]:
         assert len(numbers) == count
         width = numbers.itemsize
         for header, at in zip(headers, range(0, count * width, width), strict=True):
-            header[offset : offset + width] = numbers.cast("B")[at : at + width]
+            header[offset : offset + width] = numbers.tobytes()[at : at + width]
     headers[0][:] = made.first or headers[0]
     headers[-1][:] = made.last
     return [bytes(header) for header in headers]
