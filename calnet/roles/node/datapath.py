@@ -5,13 +5,8 @@ one timer, a call of the daemon. Each call takes what is there (bounded, so that
 tunnel/inbound.py), gathers what tunnel and paths want done, and ends in `_settle`, which does that, sends what is sealed and re-arms the timer. Effects are
 never performed in the middle of a batch, since they may use its buffers.
 
-What is dropped here, and counted: a packet that isn't IP; outbound, one whose source is neither our overlay address nor in a prefix we route for others (its
-peer would drop it too; a router whose source NAT is on sends with its own address), or whose destination is nobody's (answered by ICMP "host unreachable");
-inbound, one that is not from the peer's addresses, not to ours or to what we route, or that the filter refuses. The filter refuses outbound packets too, in
-flows that rules no longer accept. Where the network rejects rather than drops, what the filter refuses is answered (policy/reject.py).
-
-Packets for a peer without a session wait (waiting.py) until `SessionReady`; what leaves, leaves by sending.py. Of several routers for one prefix the one in use
-is chosen by tunnel/routers.py: the netmap's, or another while that one doesn't answer.
+What may pass is admission.py's to say, what becomes of the TUN's packets outgoing.py's; what leaves, leaves by sending.py, from the sockets of ports.py. Of
+several routers for one prefix the one in use is chosen by tunnel/routers.py: the netmap's, or another while that one doesn't answer.
 
 Error contract: nothing that arrives raises out of here. A TUN device that is gone is told to the host as health `tun-gone`, and nothing more is read from it.
 """
@@ -22,16 +17,15 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final, assert_never
 
 from calnet.crypto.aead import Aead
 from calnet.crypto.keys import RandomBytes
-from calnet.errors import CalnetError, HostError, StateError, TimedOutError, WireError
+from calnet.errors import CalnetError, HostError, StateError, TimedOutError
 from calnet.host.receiving import Receive
 from calnet.host.tun import TunDevice
 from calnet.host.udp import UdpTransport
-from calnet.model import Address, Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
+from calnet.model import Buffer, Endpoint, Netmap, NodeId, Peer, Prefix, Source
 from calnet.paths.effects import (
     CloseSockets,
     MtuFound,
@@ -39,7 +33,6 @@ from calnet.paths.effects import (
     PathEffect,
     PongReceived,
     PublishEndpoints,
-    Route,
     SendCandidates,
     SendDatagram,
     SendRelayed,
@@ -48,23 +41,19 @@ from calnet.paths.effects import (
     describe_route,
 )
 from calnet.paths.explain import View
-from calnet.paths.mtu import BASE, ETHERNET
 from calnet.paths.paths import Paths
 from calnet.paths.way import Way
-from calnet.policy.filter import PacketFilter
-from calnet.policy.packets import flow_key, quoted_destination
-from calnet.policy.reject import new_limiter, rejection
 from calnet.roles.node.accounts import Accounts, Effects
+from calnet.roles.node.admission import Admission
 from calnet.roles.node.answers import Answers
 from calnet.roles.node.engine import NO_WAYS, DataPathHost, PeerStatus, PingAnswer
-from calnet.roles.node.flows import KnownFlows, ShortWay
-from calnet.roles.node.reading import READ_BATCH, READ_BYTES, TunReader
+from calnet.roles.node.flows import KnownFlows
+from calnet.roles.node.outgoing import Outgoing
+from calnet.roles.node.ports import LEFT, Ports
+from calnet.roles.node.reading import READ_BATCH, READ_BYTES
 from calnet.roles.node.routes import routers_of
 from calnet.roles.node.sending import Sender
-from calnet.roles.node.waiting import WaitingPackets
 from calnet.tunnel.capabilities import AES, CHUNKS
-from calnet.tunnel.chunks import behind, can_be_chunks
-from calnet.tunnel.coalesce import Flow, flow_of
 from calnet.tunnel.effects import (
     ClockAhead,
     EndpointAuthenticated,
@@ -79,38 +68,17 @@ from calnet.tunnel.effects import (
     TunnelEffect,
 )
 from calnet.tunnel.inbound import Inbound
-from calnet.tunnel.outbound import START, Outbound
-from calnet.tunnel.peer import TunnelPeer, TunnelPeerConfig
-from calnet.tunnel.prefixes import PrefixTable
+from calnet.tunnel.peer import TunnelPeerConfig
+from calnet.tunnel.prefixes import hosts
 from calnet.tunnel.routers import ProbeRouter, RouterEffect, RouterMoved, Routers
-from calnet.tunnel.segment import Super, finish_checksum, parse_super
 from calnet.tunnel.session import Session
 from calnet.tunnel.tunnel import Tunnel
-from calnet.wire.ip import (
-    NEEDS_CSUM,
-    VIRTIO_HEADER,
-    Protocol,
-    Virtio,
-    destination_of,
-    is_usable_source,
-    may_be_fragmented,
-    packet_length,
-    source_of,
-    too_big,
-    unreachable,
-)
 from calnet.wire.stun import TRANSACTION_SIZE, build_request
 from calnet.wire.tunnel import TRANSPORT_OVERHEAD, DatagramKind, classify
 
 REUSE_S: Final = 0.05
 """While packets flow, what was found out for a flow is asked again so often (after an effect or a word of the daemon at once), and so are the deadlines."""
-LEFT: Final = -1
-"""The number of a UDP port that was ours until a moment ago…"""
-LEFT_S: Final = 3.0
-"""…and is read so long: a peer that is sent nothing from us notices within a second."""
-ERRORS_PER_SECOND: Final = 50
 HAIRPIN_TRIES: Final = 3
-BY_RELAY: Final = Route(None, True)
 REJECTIONS_TO_TELL: Final = 3
 """Handshake responses in a row that don't authenticate before the user hears of it."""
 
@@ -138,15 +106,8 @@ class DataPath:
         is Unix seconds in server time; `mtu` is the TUN interface's at first; it grows with what paths are found to take. `capabilities` are those that this
         node announces."""
         self.mtu = mtu
-        self._loop, self._tun, self._udp, self._tunnel, self._paths, self._host = loop, tun, udp, tunnel, paths, host
+        self._loop, self._tun, self._tunnel, self._paths, self._host = loop, tun, tunnel, paths, host
         self._monotonic, self._wall, self._random = monotonic, wall, random
-        self._filter = PacketFilter()
-        self._own: tuple[bytes, ...] = ()
-        self._local: PrefixTable[bool] = PrefixTable(())
-        self._rejects = False
-        self._rejections_sent = new_limiter()
-        self._answers: deque[bytes] = deque()
-        self._waiting = WaitingPackets()
         self._routers = Routers()
         self._peers: tuple[Peer, ...] = ()
         self._accept_routes = False
@@ -161,39 +122,42 @@ class DataPath:
         self._armed_for = 0.0
         self._look: asyncio.TimerHandle | None = None
         self._running = self._reads_tun = False
-        self._more_udp = more_udp
-        self._left: list[UdpTransport] = []
-        """Ports that were ours until a moment ago."""
         self._aes = AES in capabilities
-        self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on, open_socket=self._open_socket)
-        self._detour = False
-        """What is sealed now goes by relay alone."""
-        self._accounts = Accounts(tunnel, paths, self._routers, self._effects, wall)
         self._now = monotonic()
-        self._sent_in_second = (0, 0)
-        self._sent_flow: bytes | None = None
-        self._sent_session: Session | None = None
         self._again: set[Receive] = set()
         """Sockets whose turn comes again, each once."""
-        self._flows = KnownFlows()
-        """What was found out for flows: the session that each leaves under, and those that may come under a session."""
         self._reuse_until = 0.0
         self.on_packets: Callable[[float], None] | None = None
         """Hears the time of each turn that carried packets (rehearsal.py)."""
         self.path_changes: Counter[str] = Counter()
         """By what they changed to: direct, relay, both, none."""
         self._dropped = 0
-        offloads = tun.offloads
-        self._vnet = offloads.vnet_header
-        self._outbound = Outbound(max(mtu, ETHERNET), self._send_run)
-        self._reader = TunReader(tun, self._outbound, self, lambda: self._sender.full)
+        self._ports = Ports(loop, udp, more_udp, self._on_udp)
+        self._sender = Sender(loop, udp, host.send_relayed, stalled=self._stop_reading, resumed=self._read_on, open_socket=self._ports.open_beside)
+        self._accounts = Accounts(tunnel, paths, self._routers, self._effects, wall)
+        self._flows = KnownFlows()
+        """What was found out for flows: the session that each leaves under, and those that may come under a session."""
+        self._admission = Admission(tunnel, self._flows, self._accounts)
+        self._outgoing = Outgoing(
+            tun,
+            tunnel=tunnel,
+            paths=paths,
+            routers=self._routers,
+            admission=self._admission,
+            flows=self._flows,
+            accounts=self._accounts,
+            effects=self._effects,
+            sender=self._sender,
+            wall=wall,
+            mtu=mtu,
+        )
         self._inbound = Inbound(
-            vnet=offloads.vnet_header,
-            tcp=offloads.tcp,
-            udp=offloads.udp,
+            vnet=tun.offloads.vnet_header,
+            tcp=tun.offloads.tcp,
+            udp=tun.offloads.udp,
             session=self._find_session,
             opened=self._accounts.received,
-            accept=self._accept,
+            accept=self._admission.may_come,
             write=tun.write,
             other=self._not_data,
         )
@@ -204,7 +168,7 @@ class DataPath:
         """Begin to read. Call `apply` before or after."""
         self._running = True
         self._read_on()
-        self._udp.watch(self._loop, self._on_udp, behind)
+        self._ports.start()
         self._settle()
 
     def close(self) -> None:
@@ -212,10 +176,7 @@ class DataPath:
         self._running = False
         self._sender.close()
         self._stop_reading()
-        for udp in (self._udp, *self._left):
-            udp.unwatch(self._loop)
-            udp.close()
-        self._left.clear()
+        self._ports.close()
         for timer in (self._timer, self._look):
             if timer is not None:
                 timer.cancel()
@@ -225,19 +186,15 @@ class DataPath:
 
     @property
     def dropped(self) -> int:
-        """Packets and datagrams dropped for the reasons in the module's docstring, or for want of room."""
-        return self._dropped + self._outbound.dropped + self._inbound.dropped
+        """Packets and datagrams that were dropped: not genuine, not new, not allowed, nobody's, or for want of room."""
+        return self._dropped + self._outgoing.dropped + self._inbound.dropped
 
     # --- What the daemon says ---
 
     def apply(self, netmap: Netmap, *, accept_routes: bool, ways: Mapping[NodeId, Way] = NO_WAYS) -> None:
         """Take a new netmap: peers, their prefixes, filter rules, our own addresses and routes."""
         self._begin()
-        own = [address.packed for address in netmap.self.addresses]
-        self._own = tuple(own)
-        self._local = PrefixTable((prefix, True) for prefix in (*_hosts(netmap.self.addresses), *netmap.self.routes))
-        self._filter.set_rules(netmap.filter)
-        self._rejects = netmap.reject
+        self._admission.apply(netmap)
         self._peers, self._accept_routes = netmap.peers, accept_routes
         moves = self._routers.configure(routers_of(netmap.peers) if accept_routes else {})
         self._configure_tunnel()
@@ -247,7 +204,7 @@ class DataPath:
         for move in moves:
             self._moved(move)
         known = {peer.id for peer in netmap.peers}
-        self._waiting.keep(known)
+        self._outgoing.keep_waiting(known)
         self._rejections = {peer: count for peer, count in self._rejections.items() if peer in known}
         self._settle()
 
@@ -272,27 +229,13 @@ class DataPath:
     @property
     def port(self) -> int:
         """The UDP port in use."""
-        return self._udp.port
+        return self._ports.udp.port
 
     def change_port(self) -> None:
         """Another UDP port is in use from now on, if one can be had. What still comes to the old one is taken for LEFT_S, if it is data."""
-        udp = self._open_other()
-        if udp is None:
-            return
-        old, self._udp = self._udp, udp
-        udp.watch(self._loop, self._on_udp, behind)
-        self._sender.change_socket(udp)
-        self._forget_flows()
-        old.unwatch(self._loop)
-        old.watch(self._loop, lambda receive: self._on_udp(receive, LEFT), behind)
-        self._left.append(old)
-        self._loop.call_later(LEFT_S, self._end_port, old)
-
-    def _end_port(self, udp: UdpTransport) -> None:
-        if udp in self._left:
-            self._left.remove(udp)
-            udp.unwatch(self._loop)
-            udp.close()
+        if self._ports.change():
+            self._sender.change_socket(self._ports.udp)
+            self._forget_flows()
 
     def network_changed(self, endpoints: Iterable[Endpoint], *, moved: bool = False) -> None:
         """The network changed, or the machine woke up: `endpoints` are the local ones now. `moved`: packets leave from elsewhere."""
@@ -379,7 +322,7 @@ class DataPath:
     async def hairpin(self, timeout_s: float) -> bool | None:
         """Whether the NAT leads back in what its own hosts send to the address that it gave to our port (RFC 4787 section 6); None where there is none."""
         outside = next((endpoint for endpoint in self._paths.reflexive() if ":" not in endpoint.host and not self._paths.is_local(endpoint)), None)
-        other = None if outside is None else self._open_other()
+        other = None if outside is None else self._ports.open_other()
         if outside is None or other is None:
             return None
         transaction = self._random(TRANSACTION_SIZE)
@@ -417,188 +360,10 @@ class DataPath:
 
     def _read_tun(self) -> None:
         try:
-            self._reader.turn()
+            self._outgoing.read()
         except HostError as error:
             self._stop_reading()
             self._host.health("tun-gone", str(error))
-        self._outbound.flush()
-
-    def take_alone(self, end: int) -> bool:
-        """reading.Taker's."""
-        outbound, plain = self._outbound, self._outbound.plain
-        packet = plain[START:end]
-        way = self._flows.short_way(packet)
-        if way is None or len(packet) > BASE or (self._vnet and plain[1]):
-            return False
-        if self._vnet and plain[0]:
-            virtio = Virtio(*VIRTIO_HEADER.unpack_from(plain))
-            if virtio.flags & NEEDS_CSUM:
-                try:
-                    finish_checksum(packet, virtio)
-                except WireError:
-                    self._dropped += 1
-                    return True
-            plain[0] = 0
-        datagram = outbound.seal_packet(way.session, len(packet))
-        if datagram is not None:
-            if not way.udp.send(way.endpoint, datagram, len(datagram)):
-                self._dropped += self._sender.run(way.session.peer.id, way.route, datagram, len(datagram))
-            self._accounts.sent(way.session, way.route, len(datagram))
-        return True
-
-    def take_known(self, length: int) -> bool:
-        """reading.Taker's."""
-        known = self._flows.stream(self._outbound.plain, length)
-        if known is None:
-            return False
-        send, session, shape = known
-        send(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
-        return True
-
-    def joinable(self, length: int) -> Flow | None:
-        """reading.Taker's: only to a peer that takes chunks."""
-        session = self._sent_session
-        if session is None or self._sent_flow is None or not session.peer.config.chunks:
-            return None
-        packet = self._outbound.plain[START:length]
-        if flow_key(packet) != self._sent_flow:
-            return None
-        flow = flow_of(packet, len(packet))
-        return flow if flow is not None and flow.protocol == Protocol.UDP else None
-
-    def take(self, end: int, shape: Super | None = None, *, alone: bool = False) -> None:
-        """reading.Taker's: the packet at `plain[START:end]`, its virtio header (where the device has them) before it."""
-        packet = self._outbound.plain[START:end]
-        flow = flow_key(packet)
-        session = None if flow is None else self._flows.session(flow, packet)
-        if session is None:
-            session = self._session_for(packet, end)
-            if session is not None and flow is not None:
-                self._flows.leaves_under(session, flow, packet)
-        self._sent_flow, self._sent_session = (None, None) if session is None else (flow, session)
-        if session is None:
-            return
-        try:
-            self._seal(session, packet, shape, alone=alone)
-        except WireError:
-            self._dropped += 1
-            return
-        if alone and flow is not None:
-            route = self._paths.route(session.peer.id)
-            udp = None if route.relay or route.endpoint is None else self._sender.first_socket(route.endpoint)
-            if udp is not None and route.endpoint is not None:
-                self._flows.leaves_by(ShortWay(session, route, route.endpoint, udp), flow, packet)
-
-    def _too_long(self, session: Session, packet: memoryview, shape: Super | None) -> None:
-        """A packet that the direct path may not take at once: it goes by relay while that is being found out; else its sender is told, and sends shorter
-        ones. One that may be fragmented goes all the same."""
-        peer = session.peer.id
-        mtu, settled = self._paths.mtu_of(peer)
-        free = may_be_fragmented(packet)
-        if self._paths.may_detour(peer) and (free or not settled):
-            self._outbound.flush()
-            self._detour = True
-            try:
-                self._seal(session, packet, shape, fits=True)
-                self._outbound.flush()
-            finally:
-                self._detour = False
-        elif free:
-            self._seal(session, packet, shape, fits=True)
-        else:
-            self._dropped += 0 if shape is None else -(-(shape.length - shape.header) // shape.segment) - 1
-            self._answer(packet, lambda packet: too_big(packet, mtu))
-
-    def _seal(self, session: Session, packet: memoryview, shape: Super | None = None, *, fits: bool = False, alone: bool = False) -> None:
-        """`shape` and `alone`: as in `take`; `fits`: it goes, however long it is."""
-        outbound, longest = self._outbound, len(packet)
-        if shape is not None:
-            longest = shape.header + shape.segment
-        elif self._vnet and (outbound.plain[0] or outbound.plain[1]):
-            virtio = Virtio(*VIRTIO_HEADER.unpack_from(outbound.plain))
-            if virtio.gso_type:
-                shape = parse_super(packet, virtio)
-                longest = shape.header + shape.segment
-            elif virtio.flags & NEEDS_CSUM:
-                finish_checksum(packet, virtio)
-                outbound.plain[0] = 0
-        if longest > BASE and not fits and not self._paths.fits(session.peer.id, longest, self._now):
-            self._too_long(session, packet, shape)
-        elif alone and shape is None:
-            outbound.send_packet(session, longest)
-        elif shape is None:
-            outbound.add_packet(session, longest)
-        else:
-            send = outbound.send_chunks if session.peer.config.chunks and can_be_chunks(shape) else outbound.add_super
-            if not fits:
-                self._flows.streams_by(send, session, outbound.plain[: START + len(packet)], shape)
-            send(session, shape)
-
-    def _session_for(self, packet: memoryview, end: int) -> Session | None:
-        """The session that the packet leaves under; None if it was dropped or waits for one."""
-        try:
-            packet_length(packet)
-        except WireError:
-            self._dropped += 1
-            return None
-        if self._local.lookup(source_of(packet)) is None:
-            self._dropped += 1
-            return None
-        destination = destination_of(packet)
-        peer = self._tunnel.lookup(destination)
-        if peer is None:
-            self._routers.sent(destination, self._now)  # the key of the prefix's router may have run out
-            self._answer(packet, unreachable)
-            return None
-        if not self._filter.outbound(packet, self._now):
-            self._dropped += 1
-            answer = self._rejection(packet)
-            if answer is not None:
-                self._write_to_tun(answer)
-            return None
-        self._routers.sent(destination, self._now)
-        session, effects = self._tunnel.session_to_send(peer, self._now, self._wall())
-        self._effects += effects
-        if session is None:
-            self._wait(peer, end)
-        return session
-
-    def _wait(self, peer: TunnelPeer, end: int) -> None:
-        self._dropped += self._waiting.add(peer.id, bytes(self._outbound.plain[:end]))
-        self._effects += self._paths.data_sent(peer.id, self._now)
-
-    def _send_waiting(self, peer: NodeId) -> bool:
-        """Seal what waits for the peer's session; whether there was anything."""
-        packets = self._waiting.take(peer)
-        if not packets:
-            return False
-        self._outbound.flush()
-        for packet in packets:
-            self._outbound.plain[: len(packet)] = packet
-            self.take(len(packet))
-        self._outbound.flush()
-        return True
-
-    def _answer(self, packet: memoryview, make: Callable[[memoryview], bytes | None]) -> None:
-        """Drop a packet, with an ICMP error to its sender, not too often."""
-        self._dropped += 1
-        second, sent = int(self._now), 0
-        if self._sent_in_second[0] == second:
-            sent = self._sent_in_second[1]
-        answer = make(packet) if sent < ERRORS_PER_SECOND else None
-        if answer is not None:
-            self._sent_in_second = (second, sent + 1)
-            self._write_to_tun(answer)
-
-    def _write_to_tun(self, packet: bytes) -> None:
-        self._tun.write([bytes(START), packet] if self._vnet else [packet])
-
-    def _send_run(self, session: Session, datagrams: memoryview, size: int) -> None:
-        """Outbound's `send`: one run leaves by the peer's route."""
-        peer = session.peer.id
-        route = BY_RELAY if self._detour else self._paths.route(peer)
-        self._dropped += self._sender.run(peer, route, datagrams, size)
-        self._accounts.sent(session, route, len(datagrams))
 
     def _stop_reading(self) -> None:
         self._reads_tun = False
@@ -610,22 +375,7 @@ class DataPath:
 
     # --- From the wire ---
 
-    def _open_socket(self, number: int) -> UdpTransport | None:
-        """A socket beside the first, watched."""
-        udp = self._open_other()
-        if udp is not None:
-            udp.watch(self._loop, lambda receive: self._on_udp(receive, number), behind)
-        return udp
-
-    def _open_other(self) -> UdpTransport | None:
-        if self._more_udp is None or not self._running:
-            return None
-        try:
-            return self._more_udp()
-        except HostError:
-            return None
-
-    def _on_udp(self, receive: Receive, socket: int = 0) -> None:
+    def _on_udp(self, socket: int, receive: Receive) -> None:
         self._begin(flowing=True)
         inbound, count, room, answered = self._inbound, READ_BATCH, READ_BYTES, False
         while batch := receive(inbound.buffer):
@@ -644,7 +394,7 @@ class DataPath:
             if not count or room <= 0:  # others have their turn; `receive` may keep one that no readiness tells of
                 if receive not in self._again:
                     self._again.add(receive)
-                    self._loop.call_soon(self._on_udp_again, receive, socket)
+                    self._loop.call_soon(self._on_udp_again, socket, receive)
                 break
         if self._has_news():
             self._settle(flowing=True)
@@ -655,10 +405,10 @@ class DataPath:
     def _has_news(self) -> bool:
         return bool(self._effects) or self._accounts.has_news()
 
-    def _on_udp_again(self, receive: Receive, socket: int) -> None:
+    def _on_udp_again(self, socket: int, receive: Receive) -> None:
         self._again.discard(receive)
         if self._running:
-            self._on_udp(receive, socket)
+            self._on_udp(socket, receive)
 
     def _find_session(self, index: int) -> Session | None:
         session = self._tunnel.session_by_index(index, self._now)
@@ -666,37 +416,6 @@ class DataPath:
         if session is not None and relay_peer is not None and session.peer.id != relay_peer:
             return None
         return session
-
-    def _accept(self, session: Session, packet: memoryview) -> bool:
-        """Whether this inner packet may come from this peer, to us or what we route, and passes the filter."""
-        flow = flow_key(packet)
-        if flow is None:
-            return False
-        if self._flows.accepts(session, flow):
-            return True
-        source = source_of(packet)
-        if not is_usable_source(source) or not self._tunnel.owns(session.peer, source) or self._local.lookup(destination_of(packet)) is None:
-            return False
-        concerned = quoted_destination(packet)
-        if concerned is not None and not (concerned and self._tunnel.owns(session.peer, concerned)):
-            return False  # an error about what we sent to somebody else
-        if not self._filter.inbound(packet, self._now, flow):
-            answer = self._rejection(packet)
-            if answer is not None:
-                self._answers.append(answer)
-            return False
-        self._flows.accept(session, flow)
-        return True
-
-    def _rejection(self, packet: memoryview) -> bytes | None:
-        return rejection(packet, self._rejections_sent, self._now) if self._rejects else None
-
-    def _send_answers(self) -> None:
-        """What was refused is answered as soon as the batch is through, since that uses the same buffers."""
-        while self._answers:
-            packet = bytes(START) + self._answers.popleft()
-            self._outbound.plain[: len(packet)] = packet
-            self.take(len(packet))
 
     def _not_data(self, datagram: memoryview) -> None:
         self._accounts.tell_received()
@@ -724,7 +443,7 @@ class DataPath:
             self._reuse_until = self._now + REUSE_S
 
     def _forget_flows(self) -> None:
-        self._sent_flow = self._sent_session = None
+        self._outgoing.forget_last()
         self._flows.forget()
         self._inbound.forget_streams()
 
@@ -736,8 +455,7 @@ class DataPath:
         self._settling = True
         happened = True
         try:
-            self._send_answers()
-            self._outbound.flush()
+            self._outgoing.finish()
             self._accounts.tell()
             happened = bool(self._effects)
             if happened:
@@ -776,7 +494,7 @@ class DataPath:
                 self._rejections.pop(effect.peer, None)
                 self._routers.heard(effect.peer, self._now)
                 self._host.health(f"handshake-rejected-{effect.peer}", None)
-                if self._send_waiting(effect.peer):
+                if self._outgoing.send_waiting(effect.peer):
                     flushed.add(effect.peer)
             case EndpointAuthenticated():
                 self._effects += self._paths.data_received(effect.peer, effect.source, self._now)
@@ -786,7 +504,7 @@ class DataPath:
             case ResponseRejected():
                 self._rejected(effect.peer)
             case HandshakeFailed() | SessionsDropped():
-                self._dropped += len(self._waiting.take(effect.peer))
+                self._outgoing.drop_waiting(effect.peer)
             case SendDatagram():
                 self._sender.to(effect.endpoint, effect.data, effect.socket, whole=effect.whole, hops=effect.hops)
             case UseSocket():
@@ -855,7 +573,7 @@ class DataPath:
     def _moved(self, move: RouterMoved) -> None:
         """The tunnel knows of it: what waits for the prefix goes to its new router."""
         self._host.router_moved(move.prefix, move.old, move.new, move.why)
-        self._send_waiting(move.old)
+        self._outgoing.send_waiting(move.old)
 
     def _pong(self, effect: PongReceived) -> None:
         self._routers.answered(effect.peer, self._now, effect.rtt_s)
@@ -893,11 +611,6 @@ class DataPath:
         self._settle()
 
 
-def _hosts(addresses: Iterable[Address]) -> list[Prefix]:
-    """Each address alone. By number: `ip_network` takes six times as long, which with 1,000 peers is 35 ms in which no packet passes."""
-    return [IPv4Network((int(address), 32)) if address.version == 4 else IPv6Network((int(address), 128)) for address in addresses]
-
-
 def _tunnel_config(peer: Peer, carried: tuple[Prefix, ...], accept_routes: bool, aes: bool) -> TunnelPeerConfig:
     others = (route for route in (*peer.routes, *peer.backup_routes) if accept_routes and route not in carried)
     return TunnelPeerConfig(
@@ -906,7 +619,7 @@ def _tunnel_config(peer: Peer, carried: tuple[Prefix, ...], accept_routes: bool,
         previous_node_key=peer.previous_node_key,
         kind=peer.kind,
         psk=peer.preshared_key,
-        allowed=(*_hosts(peer.addresses), *carried),
+        allowed=(*hosts(peer.addresses), *carried),
         also_from=tuple(others),
         keepalive_s=peer.keepalive_s,
         aead=Aead.AES_256_GCM if aes and AES in peer.capabilities else Aead.CHACHA20_POLY1305,

@@ -15,7 +15,9 @@ from calnet.host.receiving import Received
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint, FilterRule, NodeId, PeerKind, PortRange, Source
 from calnet.paths.effects import PathChanged, PongReceived, PublishEndpoints, Route, SendCandidates, SendDatagram, SendRelayed, describe_route
-from calnet.roles.node.datapath import ERRORS_PER_SECOND, LEFT_S, REUSE_S
+from calnet.roles.node.datapath import REUSE_S
+from calnet.roles.node.outgoing import ERRORS_PER_SECOND
+from calnet.roles.node.ports import LEFT_S
 from calnet.roles.node.reading import READ_BATCH
 from calnet.roles.node.waiting import QUEUE_PACKETS
 from tests.ip_packets import V4, as_kernel_gives, cut, icmp_echo, is_sound, tcp, udp
@@ -430,10 +432,10 @@ def test_port_stays_where_no_other_can_be_had_and_all_are_closed_at_the_end() ->
         first = one.udp
         one.path.change_port()
         port = one.path.port
-        one.path._more_udp = None
+        one.path._ports._more = None
         one.path.change_port()
         assert one.path.port == port
-        second = one.path._udp
+        second = one.path._ports.udp
         one.path.close()
         assert not {first, second} & set(world.network._ports.values())
 
@@ -643,7 +645,7 @@ def test_socket_that_is_never_dry_has_its_turns_one_at_a_time() -> None:
         turns = 0
         while len(calls) <= 64 * 100:
             before = len(calls)
-            one.path._on_udp(receive)  # as the reader, whose socket is readable still
+            one.path._on_udp(0, receive)  # as the reader, whose socket is readable still
             await asyncio.sleep(0)
             assert len(calls) - before <= 2 * 64 + 1
             turns += 1

@@ -119,9 +119,9 @@ def test_stock_peer_that_moved_is_answered_where_it_is_now() -> None:
             await world.passes()
         assert len(two.packets()) == 2
         for _ in range(3):
-            old = two.path._udp
+            old = two.path._ports.udp
             two.path.change_port()
-            two.path._end_port(old)
+            two.path._ports._end(old)
             give(two, icmp_echo(ends(2, 1)))
             await world.passes()
             assert len(two.packets()) == 1
@@ -221,7 +221,7 @@ def test_answer_counts_as_sent_after_what_it_answers_whoever_else_is_sent_to() -
             give(one, udp(b"to another", ends(1, 3)))
 
         one.tun.unwatch(asyncio.get_running_loop())
-        one.path._on_udp(_one_datagram(world, answers))
+        one.path._on_udp(0, _one_datagram(world, answers))
         timers = one.tunnel.peer(two.id).timers  # type: ignore[union-attr]
         assert timers.keepalive_at == float("inf"), "it was answered"
         assert timers.new_handshake_at < float("inf"), "and is to answer in turn"
@@ -248,7 +248,7 @@ def test_answers_do_not_wait_for_what_else_is_to_be_received() -> None:
             sent.append(one.tunnel.peer(NodeId(2)).current.send_counter)  # type: ignore[union-attr]
             return receive(buffer)
 
-        one.path._on_udp(receive_on)
+        one.path._on_udp(0, receive_on)
         assert sent[1] == sent[0] + 2
 
     play(scene)

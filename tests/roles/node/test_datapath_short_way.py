@@ -26,13 +26,13 @@ async def _one_by_one(world: World, node: Node, *packets: bytes, gap: float = RE
 def _taken_alone(node: Node) -> list[bool]:
     """Whether packets that came alone took the short way, from now on."""
     taken: list[bool] = []
-    take = node.path.take_alone
+    take = node.path._outgoing.take_alone
 
     def note(end: int) -> bool:
         taken.append(take(end))
         return taken[-1]
 
-    node.path.take_alone = note  # type: ignore[method-assign]
+    node.path._outgoing.take_alone = note  # type: ignore[method-assign]
     return taken
 
 
@@ -102,10 +102,10 @@ def test_short_way_ends_with_what_it_rests_on() -> None:
             two.packets()
 
         await known()
-        old = two.path._udp
+        old = two.path._ports.udp
         two.path.change_port()
-        two.path._end_port(old)
-        two.udp = two.path._udp  # type: ignore[assignment]
+        two.path._ports._end(old)
+        two.udp = two.path._ports.udp  # type: ignore[assignment]
         one.knows(two.as_peer())
         await _one_by_one(world, one, echo)
         assert two.packets() == [echo], "to where it is now"
