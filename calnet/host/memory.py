@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from calnet.errors import HostError
-from calnet.host.receiving import MAX_SEGMENTS, Behind, Receive, Received
+from calnet.host.receiving import MAX_SEGMENTS, Behind, Receive, Received, of_next
 from calnet.host.tun import Offloads, check_interface_name
 from calnet.host.udp import MAX_BATCH
 from calnet.model import Buffer, Endpoint
@@ -235,6 +235,10 @@ class MemoryUdp:
             buffer[length : length + len(following[1])] = following[1]
             length += len(following[1])
             count += 1
+        if self._behind is not None and 1 < count == most and length == count * segment:
+            for _ in range(of_next(self._behind, buffer, segment, count, count - 1)):
+                length -= segment
+                self._waiting.appendleft((source, bytes(buffer[length : length + segment])))
         return Received(length, segment, source)
 
     def when_writable(self, loop: asyncio.AbstractEventLoop, endpoint: Endpoint, ready: Callable[[], None]) -> None:

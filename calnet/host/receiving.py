@@ -224,7 +224,7 @@ class Receiver:
         fits, last = many.fit(came, source)
         self._singly = fits == came or not many.has_batches(came)
         if came == fits == together and self._behind is not None and not last:
-            fits -= _of_next(self._behind, buffer, size, first + came, came)
+            fits -= of_next(self._behind, buffer, size, first + came, came)
         if fits < came:
             self._kept.extend([many.whole(k) for k in range(fits, came)])
         return (first + fits) * size - (size - last if last else 0)
@@ -250,7 +250,7 @@ class Receiver:
         return Received(end, segment, source)
 
 
-def _of_next(behind: Behind, buffer: memoryview, size: int, count: int, came: int) -> int:
+def of_next(behind: Behind, buffer: memoryview, size: int, count: int, came: int) -> int:
     """How many of the last `came` of the `count` datagrams in the buffer, at its end, are not to be taken with the first ones: behind each of one group there
     are fewer than behind the one before it."""
     left = behind(buffer[(count - 1) * size : count * size])

@@ -13,7 +13,7 @@ from calnet.host.memory import MemoryTun, MemoryUnderlay, Weather
 from calnet.host.tun import Offloads
 from calnet.model import Endpoint
 from tests.host.tun_contract import TunLab, check_contract
-from tests.host.udp_contract import Listener
+from tests.host.udp_contract import LOST, Listener, check_groups
 from tests.host.udp_contract import check_contract as check_udp_contract
 from tests.ip_packets import V4, tcp
 
@@ -23,6 +23,14 @@ def test_memory_port_keeps_the_contract(host: str) -> None:
     network = MemoryUnderlay(random.Random(1).random)
     one, two = network.open((host,)), network.open((host,))
     asyncio.run(check_udp_contract(one, two, host, Endpoint(host, 9)))
+
+
+@pytest.mark.parametrize("lost", LOST, ids=str)
+@pytest.mark.parametrize("short", [False, True])
+def test_memory_port_gives_out_together_what_belongs_together(lost: set[int], short: bool) -> None:
+    network = MemoryUnderlay(random.Random(1).random)
+    one, two = network.open(("192.0.2.1",)), network.open(("192.0.2.1",))
+    asyncio.run(check_groups(one, two, "192.0.2.1", lost, short=short))
 
 
 def test_memory_port_taken_is_a_host_error_until_closed() -> None:

@@ -18,7 +18,7 @@ from calnet.host import udp
 from calnet.host.receiving import RECEIVE_SIZE, Receive, Receiver
 from calnet.host.udp import LinuxUdp, open_udp
 from calnet.model import Endpoint
-from tests.host.udp_contract import BOUND_S, Listener, check_contract, pieces
+from tests.host.udp_contract import BOUND_S, LOST, Listener, check_contract, check_groups, pieces
 
 NOBODY = 9  # discard
 IP_RECVTTL = 12
@@ -130,48 +130,13 @@ def test_datagrams_that_come_singly_are_joined_and_a_lone_one_does_not_wait() ->
     assert asyncio.run(run()) == (2, 3), "the first, those behind it, the lone one"
 
 
-def _numbered(datagram: memoryview) -> int:
-    """How many of its group of 10 come behind a datagram that begins with its number."""
-    return 9 - int(bytes(datagram[:4])) % 10
-
-
-@pytest.mark.parametrize("lost", [set(), {3}, {0}, {9}, {8, 9}, {5, 12, 13, 27}, {19, 20}, set(range(4, 38))], ids=str)
+@pytest.mark.parametrize("lost", LOST, ids=str)
 @pytest.mark.parametrize("short", [False, True])
 def test_what_belongs_together_is_given_out_together_whatever_was_lost(lost: set[int], short: bool) -> None:
-    wanted = [b"%04d" % k + bytes(96 - 40 * (short and k % 10 == 9)) for k in range(60) if k not in lost]
-
-    async def run() -> list[list[bytes]]:
-        one, two = open_udp(offload=False), open_udp()
-        batches: list[list[bytes]] = []
-        for _ in range(3):  # so that it is known that they come singly
-            one.send(Endpoint("127.0.0.1", two.port), b"9999" + bytes(96), 100)
-        for datagram in wanted:
-            one.send(Endpoint("127.0.0.1", two.port), datagram, 100)
-        buffer, done = memoryview(bytearray(RECEIVE_SIZE)), asyncio.Event()
-
-        def ready(receive: Receive) -> None:
-            while batch := receive(buffer):
-                batches.append(pieces(bytes(buffer[: batch.length]), batch.segment))
-            if sum(map(len, batches)) == len(wanted) + 3:
-                done.set()
-
-        loop = asyncio.get_running_loop()
-        two.watch(loop, ready, _numbered)
-        async with asyncio.timeout(BOUND_S):
-            await done.wait()
-        two.unwatch(loop)
-        one.close()
-        two.close()
-        return batches
-
-    batches = asyncio.run(run())[3:]
-    assert [datagram for batch in batches for datagram in batch] == wanted
-    groups = [{int(datagram[:4]) // 10 for datagram in batch} for batch in batches]
-    if not lost:
-        assert [len(batch) for batch in batches] == [10] * 6
-    if len(lost) < 6 and not short:
-        assert all(len(group) == 1 for group in groups), "none holds a part of two groups"
-        assert len(batches) == 6, "and each of them is whole, if the one before lost some"
+    one, two = open_udp(offload=False), open_udp()
+    asyncio.run(check_groups(one, two, "127.0.0.1", lost, short=short))
+    one.close()
+    two.close()
 
 
 def test_closed_socket_is_not_read_from_by_what_it_left_behind() -> None:

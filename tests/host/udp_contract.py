@@ -86,3 +86,44 @@ async def check_contract(one: UdpTransport, two: UdpTransport, host: str, closed
         one.when_writable(asyncio.get_running_loop(), target, again.set)
         async with asyncio.timeout(BOUND_S):
             await again.wait()
+
+
+LOST: list[set[int]] = [set(), {3}, {0}, {9}, {8, 9}, {5, 12, 13, 27}, {19, 20}, set(range(4, 38))]
+"""For `check_groups`."""
+
+
+async def check_groups(one: UdpTransport, two: UdpTransport, host: str, lost: set[int], *, short: bool) -> None:
+    """Where it is said which datagrams belong together, groups of 10 here, those that `one` sends singly to `two` are given out so, in their order, whatever
+    was `lost` of 60. `short`: each group's last one is shorter."""
+    target = Endpoint(host, two.port)
+    wanted = [b"%04d" % k + bytes(96 - 40 * (short and k % 10 == 9)) for k in range(60) if k not in lost]
+    for _ in range(3):  # so that it is known that they come singly
+        one.send(target, b"9999" + bytes(96), 100)
+    for datagram in wanted:
+        one.send(target, datagram, 100)
+    batches: list[list[bytes]] = []
+    buffer, done = memoryview(bytearray(RECEIVE_SIZE)), asyncio.Event()
+
+    def ready(receive: Receive) -> None:
+        while batch := receive(buffer):
+            batches.append(pieces(bytes(buffer[: batch.length]), batch.segment))
+        if sum(map(len, batches)) == len(wanted) + 3:
+            done.set()
+
+    loop = asyncio.get_running_loop()
+    two.watch(loop, ready, _of_group)
+    async with asyncio.timeout(BOUND_S):
+        await done.wait()
+    two.unwatch(loop)
+    given = [batch for batch in batches if not batch[0].startswith(b"9999")]
+    assert [datagram for batch in given for datagram in batch] == wanted
+    if not lost:
+        assert [len(batch) for batch in given] == [10] * 6
+    if len(lost) < 6 and not short:
+        assert all(len({int(datagram[:4]) // 10 for datagram in batch}) == 1 for batch in given), "none holds a part of two groups"
+        assert len(given) == 6, "and each of them is whole, if the one before lost some"
+
+
+def _of_group(datagram: memoryview) -> int:
+    """How many of its group come behind a datagram that begins with its number."""
+    return 9 - int(bytes(datagram[:4])) % 10
