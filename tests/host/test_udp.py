@@ -15,10 +15,10 @@ import pytest
 
 from calnet.errors import HostError
 from calnet.host import udp
-from calnet.host.receiving import RECEIVE_SIZE, Receive, Receiver
+from calnet.host.receiving import RECEIVE_SIZE, Receiver
 from calnet.host.udp import LinuxUdp, open_udp
 from calnet.model import Endpoint
-from tests.host.udp_contract import BOUND_S, LOST, Listener, check_contract, check_groups, pieces
+from tests.host.udp_contract import LOST, Listener, check_contract, check_groups, pieces
 
 NOBODY = 9  # discard
 IP_RECVTTL = 12
