@@ -22,7 +22,7 @@ from calnet.errors import (
     UsageError,
 )
 from calnet.host.local_socket import LocalRequest
-from calnet.host.probes import clean_name
+from calnet.host.probes import clean_name, forwarding_off
 from calnet.model import NodeId
 from calnet.roles.node import overview
 from calnet.roles.node.daemon import Daemon
@@ -36,8 +36,8 @@ from calnet.roles.node.why import why_document
 MAX_PINGS: Final = 1_000_000
 PING_INTERVAL_S: Final = 1.0
 PROBING_INTERVAL_S: Final = 0.2
-WHY_PATIENCE_S: Final = 2.0
 HAIRPIN_PATIENCE_S: Final = 1.0
+WHY_PATIENCE_S: Final = 2.0
 """How long the other end may take to tell its view."""
 PROBING_PATIENCE_S: Final = 2.0
 """While a direct path is waited for, an answer that is later than this counts as lost."""
@@ -218,6 +218,7 @@ class Operations:
             before = self._daemon.state
             await self._logins.prepare(wanted)
         reached = await self._logins.complete(wanted, request.emit)
+        await _say_what_routing_lacks(before.prefs, self._daemon.state.prefs, request)
         if before.registered:
             await self._tell_server(before.prefs, self._daemon.state.prefs, request)
         return {"state": reached}
@@ -263,6 +264,7 @@ class Operations:
             self._daemon.directory.save_prefs(prefs)
             self._daemon.settle()
             await self._tell_server(before, prefs, request)
+        await _say_what_routing_lacks(before, prefs, request)
         return await self._get(request)
 
     async def _tell_server(self, before: Prefs, prefs: Prefs, request: LocalRequest) -> None:
@@ -326,6 +328,13 @@ class Operations:
         netmap = self._daemon.control.netmap
         names = {} if netmap is None else {peer.id: peer.name for peer in netmap.peers}
         return {names.get(NodeId(peer), str(peer)): way for peer, way in prefs.ways}
+
+
+async def _say_what_routing_lacks(before: Prefs, prefs: Prefs, request: LocalRequest) -> None:
+    """Where routes are newly advertised: what this machine has to be told for its packets to be forwarded."""
+    if prefs.advertise_routes != before.advertise_routes:
+        for name in forwarding_off(6 if ":" in route else 4 for route in prefs.advertise_routes):
+            await request.emit({"say": f"this machine does not forward packets yet: sysctl -w {name}=1"})
 
 
 def _uid_of(name: str) -> int | None:

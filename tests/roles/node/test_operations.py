@@ -18,7 +18,7 @@ from calnet.model import Endpoint, NodeId
 from calnet.paths.explain import Outcome, Tried, View
 from calnet.paths.stun_client import MappingBehaviour
 from calnet.paths.way import Way
-from calnet.roles.node import log_format, overview
+from calnet.roles.node import log_format, operations, overview
 from calnet.roles.node.engine import PingAnswer
 from calnet.wire import control
 from tests.roles.node.fakes import World, a_netmap, run, until
@@ -245,6 +245,25 @@ def test_status_says_at_once_whether_a_subnet_router_forwards(tmp_path: Path, mo
         assert "ip-forward" in world.codes()
         (sysctls / "net/ipv4/ip_forward").write_text("1\n")
         assert "ip-forward" not in world.codes()
+
+    run(tmp_path, script)
+
+
+def test_whoever_advertises_routes_is_told_that_this_machine_does_not_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking: list[str] = ["net.ipv4.ip_forward"]
+    monkeypatch.setattr(operations, "forwarding_off", lambda versions: tuple(lacking) if list(versions) else ())
+
+    async def script(world: World) -> None:
+        await world.boot()
+        await world.up(advertise_routes=["192.168.7.0/24"])
+        await world.call("set", advertise_routes=["192.168.8.0/24"])
+        told = [event["say"] for event in world.events if "say" in event]
+        assert told == ["this machine does not forward packets yet: sysctl -w net.ipv4.ip_forward=1"] * 2
+        await world.call("set", hostname="other")
+        await world.call("set", advertise_routes=[])
+        lacking.clear()
+        await world.call("set", advertise_routes=["192.168.7.0/24"])
+        assert told == [event["say"] for event in world.events if "say" in event], "not where nothing is new, nor where nothing is lacking"
 
     run(tmp_path, script)
 
