@@ -36,6 +36,8 @@ MAX_CHUNKS: Final = 64
 MAX_HEADER: Final = IPV6_HEADER_SIZE + 60
 """IPv6 without extension headers, TCP with all the options that there is room for."""
 _LAST_FLAGS: Final = TCP_PSH | TCP_FIN
+_new: Final = tuple.__new__
+"""Makes a named tuple without a frame of Python."""
 
 
 class Announced(NamedTuple):
@@ -73,7 +75,7 @@ def announced(word: int, counter: int) -> Announced | None:
     number = counter - first & 0xFF
     if not (IPV4_HEADER_SIZE + UDP_HEADER_SIZE <= header <= MAX_HEADER and number < count <= MAX_CHUNKS):
         return None
-    return Announced(header, number, count)
+    return _new(Announced, (header, number, count))
 
 
 def behind(datagram: memoryview) -> int:

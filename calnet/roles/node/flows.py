@@ -17,7 +17,7 @@ from calnet.tunnel.segment import Super
 from calnet.tunnel.session import Session
 from calnet.tunnel.streams import is_stream
 from calnet.tunnel.streams import key as stream_key
-from calnet.wire.ip import TCP_RST, TCP_SYN
+from calnet.wire.ip import TCP_RST, TCP_SYN, VIRTIO_HEADER_SIZE
 
 MAX_FLOWS: Final = 256
 """Flows of which something is kept."""
@@ -80,9 +80,15 @@ class KnownFlows:
             self._short_ways[flow] = way
 
     def stream(self, read: memoryview, length: int) -> tuple[Send, Session, Super] | None:
-        """How the super-packet that was read (virtio header first, `length` bytes in all) is sent, if one of its stream was a moment ago; the shape is that
-        one's, its length aside."""
-        return self._streams.get(stream_key(read, length)) if self._streams else None
+        """How the super-packet that was read (virtio header first, `length` bytes in all) is sent, if one of its stream was a moment ago; and its shape."""
+        if not self._streams:
+            return None
+        key = stream_key(read, length)
+        known = self._streams.get(key)
+        if known is not None and known[2].length != length - VIRTIO_HEADER_SIZE:
+            send, session, shape = known
+            known = self._streams[key] = send, session, shape._replace(length=length - VIRTIO_HEADER_SIZE)
+        return known
 
     def streams_by(self, send: Send, session: Session, read: memoryview, shape: Super) -> None:
         """The super-packet that was read is sent so: the next ones of its stream are."""

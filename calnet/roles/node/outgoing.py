@@ -65,7 +65,7 @@ class Outgoing:
         self._tunnel, self._paths, self._routers, self._admission, self._flows = tunnel, paths, routers, admission, flows
         self._accounts, self._effects, self._sender, self._wall = accounts, effects, sender, wall
         self._outbound = Outbound(max(mtu, ETHERNET), self._send_run)
-        self._reader = TunReader(tun, self._outbound, self, lambda: sender.full)
+        self._reader = TunReader(tun, self._outbound, self, sender.held)
         self._waiting = WaitingPackets()
         self._detour = False
         """What is sealed now goes by relay alone."""
@@ -151,7 +151,7 @@ class Outgoing:
         if known is None:
             return False
         send, session, shape = known
-        send(session, Super(shape.version, shape.protocol, shape.ip_header, shape.header, shape.segment, length - START))
+        send(session, shape)
         return True
 
     def joinable(self, length: int) -> Flow | None:

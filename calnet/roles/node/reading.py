@@ -11,7 +11,7 @@ Nothing waits for that: where the TUN had one packet the last time, the next one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sized
 from typing import Final, Protocol
 
 from calnet.host.tun import TunDevice
@@ -47,10 +47,10 @@ class Taker(Protocol):
 
 
 class TunReader:
-    """See the module's docstring. `full`: nothing more can be sent now, so nothing more is read."""
+    """See the module's docstring. `held` is what can't be sent now: while there is any, nothing more is read."""
 
-    def __init__(self, tun: TunDevice, outbound: Outbound, taker: Taker, full: Callable[[], bool]) -> None:
-        self._tun, self._outbound, self._taker, self._full = tun, outbound, taker, full
+    def __init__(self, tun: TunDevice, outbound: Outbound, taker: Taker, held: Sized) -> None:
+        self._tun, self._outbound, self._taker, self._held = tun, outbound, taker, held
         self._vnet = tun.offloads.vnet_header
         self._buffer = outbound.plain if self._vnet else outbound.plain[START:]
         self._slot = (memoryview(bytearray(SLOT)), memoryview(bytearray(MAX_PACKET + START)))
@@ -60,33 +60,32 @@ class TunReader:
 
     def turn(self) -> None:
         """Take what is there. HostError: the device is gone."""
-        read, taker, count, room = self._tun.read_into, self._taker, 0, READ_BYTES
+        read, taker, held, count, room = self._tun.read_into, self._taker, self._held, 0, READ_BYTES
         length = read(self._buffer)
         while length:
             count += 1
             room -= length
-            several = count > 1 or not self._came_alone
+            several, following = count > 1 or not self._came_alone, -1
             if (length > SLOT and self._vnet and taker.take_known(length)) or (not several and taker.take_alone(length if self._vnet else length + START)):
-                length = self._next(count, room)
+                pass
             elif several and (ack := self._ack(length)) is not None:
-                length, read_too = self._take_acks(length, ack)
+                following, read_too = self._take_acks(length, ack)
                 count += read_too // 4  # they cost so much less than others
             elif several and (flow := self._joinable(length)) is not None:
-                length, read_too = self._take_run(length, flow)
+                following, read_too = self._take_run(length, flow)
                 count += read_too // 4
             else:
                 taker.take(length if self._vnet else length + START, alone=not several)
                 if not several:
                     self._outbound.flush()
-                length = self._next(count, room)
+            if following < 0:
+                following = read(self._buffer) if count < READ_BATCH and room > 0 and not held else 0
+            length = following
             if count >= READ_BATCH and length:
                 taker.take(length)
                 break
         if count:
             self._came_alone = count == 1
-
-    def _next(self, count: int, room: int) -> int:
-        return self._tun.read_into(self._buffer) if count < READ_BATCH and room > 0 and not self._full() else 0
 
     def _ack(self, length: int) -> BareAck | None:
         return bare_ack(self._outbound.plain[START:length]) if self._vnet and length <= START + LONGEST else None
@@ -110,7 +109,7 @@ class TunReader:
         shape = Super(flow.version, flow.protocol, flow.ip_header, flow.header, flow.payload, flow.header + joined * flow.payload) if joined > 1 else None
         self._taker.take(length, shape)
         self._move_slot(following)
-        if joined > len(places) and not self._full():
+        if joined > len(places) and not self._held:
             following = self._tun.read_into(self._buffer)
         return following, joined
 
@@ -153,7 +152,7 @@ class TunReader:
             following = 0
         self._take_all(waiting)
         self._move_slot(following)
-        if count == READ_BATCH and not self._full():
+        if count == READ_BATCH and not self._held:
             following = self._tun.read_into(self._buffer)
         return following, count
 

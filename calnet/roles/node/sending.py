@@ -63,19 +63,20 @@ class Sender:
         self._awaited: UdpTransport | None = None
         """The one that tells when it is writable, while runs are held."""
         self._stalled, self._resumed = stalled, resumed
-        self._held: deque[tuple[Endpoint, bytes, int]] = deque()
+        self.held: deque[tuple[Endpoint, bytes, int]] = deque()
+        """Runs that wait for the socket: to be looked at."""
         self._closed = False
 
     @property
     def full(self) -> bool:
         """Whether runs wait for the socket."""
-        return bool(self._held)
+        return bool(self.held)
 
     def run(self, peer: NodeId, route: Route, datagrams: memoryview, size: int) -> int:
         """Send datagrams of `size` bytes (the last may be shorter) that lie side by side. Returns how many runs had to be dropped, 0 or 1."""
         dropped = 0
         endpoint, relay = route
-        if endpoint is not None and (self._held or not self._socket_for(endpoint).send(endpoint, datagrams, size)):
+        if endpoint is not None and (self.held or not self._socket_for(endpoint).send(endpoint, datagrams, size)):
             dropped = self._hold_back(endpoint, datagrams, size)
         if relay:
             self._send_relayed(peer, [datagrams[start : start + size] for start in range(0, len(datagrams), size)])
@@ -131,8 +132,8 @@ class Sender:
     def change_socket(self, udp: UdpTransport) -> None:
         """The first socket is another one now, as this machine moved. What is held is lost, as what is on its way is: it would knock where nobody knows us."""
         self._udp = udp
-        if self._held:
-            self._held.clear()
+        if self.held:
+            self.held.clear()
             self._go_on()
 
     def forget_failures(self) -> None:
@@ -173,10 +174,10 @@ class Sender:
         return found
 
     def _hold_back(self, endpoint: Endpoint, datagrams: memoryview, size: int) -> int:
-        if len(self._held) >= MAX_HELD:
+        if len(self.held) >= MAX_HELD:
             return 1
-        self._held.append((endpoint, bytes(datagrams), size))
-        if len(self._held) == 1:
+        self.held.append((endpoint, bytes(datagrams), size))
+        if len(self.held) == 1:
             self._stalled()
             self._await(self._socket_for(endpoint), endpoint)
         return 0
@@ -187,11 +188,11 @@ class Sender:
 
     def _go_on(self) -> None:
         self._awaited = None
-        while self._held and not self._closed:
-            udp = self._socket_for(self._held[0][0])
-            if not udp.send(*self._held[0]):
-                self._await(udp, self._held[0][0])
+        while self.held and not self._closed:
+            udp = self._socket_for(self.held[0][0])
+            if not udp.send(*self.held[0]):
+                self._await(udp, self.held[0][0])
                 return
-            self._held.popleft()
+            self.held.popleft()
         if not self._closed:
             self._resumed()
