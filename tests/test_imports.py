@@ -35,6 +35,7 @@ FORBIDDEN: dict[str, dict[str, str]] = {
     "calnet.errors": {"calnet": "errors stand below everything"} | _OUTSIDE | _NO_CRYPTO,
     "calnet.files": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _NO_CRYPTO,
     "calnet.limits": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
+    "calnet.lanes": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
     "calnet.metrics": {f"calnet.{layer}": _UP for layer in ("model", "crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
     "calnet.model": {f"calnet.{layer}": _UP for layer in ("crypto", "wire")} | _MACHINES | _OUTER | _FILES | _OUTSIDE | _NO_CRYPTO,
     "calnet.crypto": {"calnet.wire": _UP} | _MACHINES | _OUTER | _FILES | _OUTSIDE,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Final, Protocol
 
 from calnet.crypto.aead import NONCE_SIZE, TAG_SIZE, Aead, BadTag, Cipher, new_cipher
+from calnet.lanes import ones_and_ramp
 
 NONCE_STEP: Final = 16
 NONCE_START: Final = NONCE_STEP - NONCE_SIZE
@@ -29,18 +29,12 @@ def lower_halves(first: int, count: int) -> memoryview:
     lower = first & _HALF - 1
     if lower + count > _HALF:
         return _words([number & _HALF - 1 for number in range(first, first + count)])
-    ones, ramp = _ones_and_ramp(count)
+    ones, ramp = ones_and_ramp(count, 32)
     return memoryview((lower * ones + ramp).to_bytes(4 * count, "little")).cast("I")
 
 
 def _words(numbers: Sequence[int]) -> memoryview:
     return memoryview(struct.pack(f"<{len(numbers)}I", *numbers)).cast("I")
-
-
-@lru_cache(maxsize=256)
-def _ones_and_ramp(count: int) -> tuple[int, int]:
-    """1, 1, 1, … and 0, 1, 2, … as numbers of 32 bits each, put together to one."""
-    return sum(1 << 32 * k for k in range(count)), sum(k << 32 * k for k in range(count))
 
 
 class Nonces:

@@ -236,7 +236,7 @@ class Outbound:
         """Write a number every `step` bytes."""
         width, count = numbers.itemsize, len(numbers)
         if at % width or step % width:
-            raw = numbers.tobytes()
+            raw = numbers.tobytes()  # a column may be every fourth number of a view
             for k in range(count):
                 self._wire[at + k * step : at + k * step + width] = raw[k * width : (k + 1) * width]
         else:

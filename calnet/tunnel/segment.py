@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from calnet.errors import WireError
+from calnet.lanes import ones_and_ramp
 from calnet.tunnel.sums import SWAP
 from calnet.wire.ip import (
     GSO_ECN,
@@ -93,7 +94,8 @@ def _ipv6_headers_end(packet: memoryview) -> tuple[int, int]:
 class Headers(NamedTuple):
     """The IP and transport headers of the packets that a super-packet stands for: packet k's payload is the super-packet's from k * segment on.
 
-    Most of them are alike: `template`, with the numbers of `columns` in it, each an offset and a number for each packet (in network order, 2 or 4 bytes). The
+    Most of them are alike: `template`, with the numbers of `columns` in it, each an offset and a number for each packet (in network order, 2 or 4 bytes, which
+    need not lie side by side in memory). The
     last one is `last` instead; so is the first `first`, unless that is empty.
     """
 
@@ -104,7 +106,7 @@ class Headers(NamedTuple):
 
 
 def headers_of(packet: memoryview, shape: Super, sums: list[int]) -> Headers:
-    """`sums` are those of the payloads, as sums.py has them."""
+    """`sums` of the payloads are congruent to the `little_sum` of each (sums.py), 0 or more and below 2**64."""
     made = (_tcp_headers if shape.protocol == Protocol.TCP else _udp_headers)(packet, shape, sums)
     return made if shape.version == 6 else _with_ipv4(packet, shape, len(sums), made)
 
@@ -127,7 +129,7 @@ def _tcp_headers(packet: memoryview, shape: Super, sums: list[int]) -> Headers:
     base = constant + size + step + middle
     if end <= _MASK32 and count <= _MAX_LANES:
         lanes = _lanes(count)
-        numbers, checks = _column_of("I", 4 * count, sequence, step, lanes.of_32), _checksums(base + sequence, step, sums, lanes)
+        numbers, checks = _ramp("I", 4 * count, sequence, step, lanes.of_32), _checksums(base + sequence, step, sums, lanes)
     else:
         each = [number & _MASK32 for number in range(sequence, end, step)]
         numbers, checks = _column("I", each), _column("H", [-(base + number + value * SWAP) % 65535 for number, value in zip(each, sums, strict=True)])
@@ -169,7 +171,7 @@ def _with_ipv4(packet: memoryview, shape: Super, count: int, made: Headers) -> H
     highest = -(constant + full + ident) % 65535
     if ident + count <= 0x10000 and highest >= count and count <= _MAX_LANES:
         lanes = _lanes(count)
-        numbers, checks = _column_of("H", 2 * count, ident, 1, lanes.of_16), _column_of("H", 2 * count, highest, -1, lanes.of_16)
+        numbers, checks = _ramp("H", 2 * count, ident, 1, lanes.of_16), _ramp("H", 2 * count, highest, -1, lanes.of_16)
     else:
         each = [number & 0xFFFF for number in range(ident, ident + count)]
         numbers, checks = _column("H", each), _column("H", [-(constant + full + number) % 65535 for number in each])
@@ -191,35 +193,31 @@ def _column(kind: str, numbers: Iterable[int]) -> memoryview:
 
 
 class _Lanes(NamedTuple):
-    """Numbers with a lane for each of so many packets."""
+    """As lanes.py has them, a lane for each of so many packets."""
 
     of_16: tuple[int, int]
-    """Lanes of 16 bits, the first packet's the highest: 1 in each, and the packet's number in each."""
+    """1 in each, and the packet's number in each; the first packet's the highest…"""
     of_32: tuple[int, int]
     of_64: tuple[int, int]
-    """The first packet's the lowest."""
+    """…and here the lowest."""
     low_16: int
     """The lower bits of each lane of 64."""
     low_32: int
     low_48: int
 
 
-_MAX_LANES: Final = 64
-"""Packets of one send. There may be more in a super-packet, if they are short."""
+_MAX_LANES: Final = 128
+"""Packets of a super-packet whose columns are computed so: those of 512 bytes and more. What is kept for each count is bounded so."""
 
 
 @lru_cache(maxsize=_MAX_LANES)
 def _lanes(count: int) -> _Lanes:
-    def lanes(bits: int, first: int, step: int) -> tuple[int, int]:
-        at = [(first + step * k) * bits for k in range(count)]
-        return sum(1 << shift for shift in at), sum(k << shift for k, shift in enumerate(at))
-
-    ones = lanes(64, 0, 1)
-    return _Lanes(lanes(16, count - 1, -1), lanes(32, count - 1, -1), ones, *(ones[0] * ((1 << bits) - 1) for bits in (16, 32, 48)))
+    of_16, of_32, of_64 = (ones_and_ramp(count, bits, first_high=bits < 64) for bits in (16, 32, 64))
+    return _Lanes(of_16, of_32, of_64, *(of_64[0] * ((1 << bits) - 1) for bits in (16, 32, 48)))
 
 
-def _column_of(kind: Literal["H", "I"], size: int, start: int, step: int, lanes: tuple[int, int]) -> memoryview:
-    """`start + k * step` for each packet k, `size` bytes in all; none of them leaves its lane."""
+def _ramp(kind: Literal["H", "I"], size: int, start: int, step: int, lanes: tuple[int, int]) -> memoryview:
+    """The column `start + k * step` for each packet k, `size` bytes in all; none of them leaves its lane."""
     ones, numbers = lanes
     return memoryview((start * ones + step * numbers).to_bytes(size, "big")).cast(kind)
 
@@ -230,8 +228,8 @@ def _checksums(base: int, step: int, sums: list[int], lanes: _Lanes) -> memoryvi
     (ones, numbers), low_16, low_32, low_48 = lanes.of_64, lanes.low_16, lanes.low_32, lanes.low_48
     total = int.from_bytes(struct.pack(f"<{len(sums)}Q", *sums), "little")
     total = (total & low_32) + (total >> 32 & low_32)
-    total += (base * SWAP % 65535 or 65535) * ones + step * SWAP % 65535 * numbers
-    for _ in range(3):  # to 18 bits in each lane, 17 with no more than 3 in the lower ones, 16
+    total += (base * SWAP % 65535 or 65535) * ones + step * SWAP % 65535 * numbers  # never 0 in a lane, whose checksum would be 0xffff then
+    for _ in range(3):  # no lane holds more than 34 bits; then 2**19, 65535 + 8, 65535
         total = (total & low_16) + (total >> 16 & low_48)
     return memoryview((low_16 - total).to_bytes(8 * len(sums), "little")).cast("H")[::4]
 

@@ -21,8 +21,8 @@ from calnet.wire.ip import ones_sum
 
 LIBRARY: Final = "libgmp.so.10"
 _FUNCTION: Final = "__gmpn_mod_34lsub1"
-"""mpn_mod_34lsub1 (GMP's gmp-impl.h): a number of 64-bit limbs, the least first, modulo 2**48 - 1, of which 65535 is a divisor; the result is one limb and
-not fully reduced. Half of what its modulo by any number takes."""
+"""mpn_mod_34lsub1 (GMP's gmp-impl.h; internal, so it may be missing one day): a number of 64-bit limbs, the least first, modulo 2**48 - 1, of which 65535 is a
+divisor; the result is one limb and not fully reduced. Half of what its modulo by any number takes."""
 _LIMB: Final = 8
 SWAP: Final = 256
 """2**16 is 1 modulo 65535, so 2**8 swaps the bytes of a sum."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calnet.errors import WireError
-from calnet.tunnel.segment import Headers, finish_checksum, headers_of, parse_super
+from calnet.tunnel.segment import Headers, _checksums, _lanes, finish_checksum, headers_of, parse_super
 from calnet.tunnel.sums import payload_sums
 from calnet.wire.ip import Virtio, parse_virtio
 from tests.ip_packets import (
@@ -80,6 +80,50 @@ def test_tcp_super_packet_whose_numbers_wrap_is_cut_as_the_oracle_does(ends, fil
     for ident in (0xFFF0, 0xFFF6, 0xFFFF):
         packet = tcp(fill * 10000, ends, flags=0x99, sequence=sequence, ident=ident)
         assert _segments(packet, 1000) == cut(packet, 1000)
+
+
+@settings(max_examples=100)
+@given(ENDS, st.integers(1, 140), st.integers(1, 600), st.data())
+def test_sums_are_taken_as_the_library_gives_them_congruent_and_up_to_64_bits(ends, count: int, segment: int, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    packet = tcp(bytes(range(256)) * (count * segment // 256) + bytes(count * segment % 256), ends)
+    view = memoryview(bytearray(as_kernel_gives(packet, segment)))
+    shape = parse_super(view[10:], parse_virtio(view))
+    sums = payload_sums(memoryview(packet)[shape.header :], shape.segment)
+    larger = [one + 65535 * data.draw(st.integers(0, ((1 << 64) - 1 - one) // 65535)) for one in sums]
+    assert _each(headers_of(view[10:], shape, larger), len(sums)) == _each(headers_of(view[10:], shape, sums), len(sums))
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 128])
+@pytest.mark.parametrize("base", [0, 65535, -65535, -1, 1, 1 << 33])
+@pytest.mark.parametrize("step", [0, 1, 1368, 65535])
+def test_lanes_of_checksums_keep_to_themselves(base: int, step: int, count: int) -> None:
+    edges = [0, 65534, 65535, 65536, 0xFFFFFFFF, (1 << 48) - 1, (1 << 48), (1 << 64) - 1, 0x1FFFEFFFF, 0xFFFFFFFE_FFFF0001]
+    for shift in range(len(edges)):
+        sums = [edges[(k + shift) % len(edges)] for k in range(count)]
+        raw = _checksums(base, step, sums, _lanes(count)).tobytes()
+        made = [int.from_bytes(raw[at : at + 2], "big") for at in range(0, 2 * count, 2)]
+        assert made == [-(base + k * step + value * 256) % 65535 for k, value in enumerate(sums)]
+
+
+def test_lanes_of_checksums_need_each_fold() -> None:
+    """A sum whose lane is 65536 after two folds, a lane of 64 bits, one that is zero: where any step is left out, one of them is wrong or spills over."""
+    high = (1 << 32) - 1
+    for total in range(0x1FFFE0000, 0x1FFFF0000 + 0x200):
+        if 0 <= total - 256 - high < 1 << 32:
+            value = high << 32 | (total - 256 - high)
+            raw = _checksums(1, 0, [value, 0], _lanes(2)).tobytes()
+            assert raw == (-(1 + value * 256) % 65535).to_bytes(2, "big") + (65534).to_bytes(2, "big")
+    assert _checksums(0, 0, [0, 0], _lanes(2)).tobytes() == bytes(4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 45, 64, 65, 128, 129])
+def test_identification_and_its_checksum_at_the_edges(count: int) -> None:
+    edges = {0, 1, 0x10000 - count, 0x10000 - count + 1, max(0, 0x10000 - count - 1), 0xFFFF}
+    check = int.from_bytes(cut(tcp(bytes(8 * count), V4, ident=0), 8)[0][10:12], "big")
+    edges |= {(check - first) % 65535 for first in (0, 1, count - 1, count, count + 1)}
+    for ident in {edge & 0xFFFF for edge in edges}:
+        packet = tcp(bytes(8 * count), V4, ident=ident)
+        assert _segments(packet, 8) == cut(packet, 8)
 
 
 @settings(max_examples=100)

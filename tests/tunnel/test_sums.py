@@ -89,3 +89,8 @@ def test_library_that_computes_otherwise_is_not_used(answer: int, monkeypatch: p
 
     monkeypatch.setattr(ctypes, "PyDLL", load)
     assert sums._proven_function() is None
+
+
+def test_library_without_the_function_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "LIBRARY", "libc.so.6")
+    assert sums._proven_function() is None

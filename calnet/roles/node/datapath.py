@@ -599,7 +599,7 @@ class DataPath:
     def _look_again(self) -> None:
         """Packets flowed: what they moved in the deadlines is taken in."""
         self._look = None
-        self._now = self._monotonic()
+        self._now = self._accounts.now = self._monotonic()
         self._arm()
 
     def _on_timer(self) -> None:

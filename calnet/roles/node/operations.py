@@ -218,9 +218,10 @@ class Operations:
             before = self._daemon.state
             await self._logins.prepare(wanted)
         reached = await self._logins.complete(wanted, request.emit)
-        await _say_what_routing_lacks(before.prefs, self._daemon.state.prefs, request)
+        prefs = self._daemon.state.prefs
         if before.registered:
-            await self._tell_server(before.prefs, self._daemon.state.prefs, request)
+            await self._tell_server(before.prefs, prefs, request)
+        await _say_what_routing_lacks(before.prefs, prefs, request)
         return {"state": reached}
 
     async def _login(self, request: LocalRequest) -> Json:

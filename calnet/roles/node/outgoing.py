@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from calnet.errors import WireError
+from calnet.errors import HostError, WireError
 from calnet.host.tun import TunDevice
 from calnet.model import NodeId
 from calnet.paths.effects import Route
@@ -84,8 +84,10 @@ class Outgoing:
         """Take what is to be read on the TUN, and send it. HostError: the device is gone."""
         try:
             self._reader.turn()
-        finally:
+        except HostError:
             self._outbound.flush()
+            raise
+        self._outbound.flush()
 
     def finish(self) -> None:
         """The batch is through: what was refused on its way in is answered, and what is sealed leaves."""
@@ -97,7 +99,7 @@ class Outgoing:
         self._outbound.flush()
 
     def forget_last(self) -> None:
-        """What was found out for the last packet holds no longer, nor does what `flows` has."""
+        """What was found out for the last packet holds no longer; `flows` is the caller's to forget."""
         self._last_flow = self._last_session = None
 
     def send_waiting(self, peer: NodeId) -> bool:

@@ -30,6 +30,7 @@ class Ports:
         self._loop, self._more, self._on_udp = loop, more, on_udp
         self._left: list[UdpTransport] = []
         self._running = False
+        """Between `start` and `close`."""
 
     def start(self) -> None:
         """Begin to read."""
@@ -45,7 +46,7 @@ class Ports:
         self._left.clear()
 
     def change(self) -> bool:
-        """Another one is in use from now on, if one can be had. What still comes to the old one is taken for LEFT_S, if it is data."""
+        """Another one is in use from now on; the old one is read for LEFT_S, under the number LEFT. False: none is to be had, and nothing has changed."""
         udp = self.open_other()
         if udp is None:
             return False
