@@ -3,7 +3,7 @@
 Inbound, a packet has to be from the peer's addresses, to ours or to what we route, and accepted by the filter; an ICMP error besides has to quote a packet that
 went to that peer. Outbound, its source is ours or in a prefix we route for others (its peer would drop it too; a router whose source NAT is on sends with its
 own address), and no flow that rules no longer accept goes on. Where the network rejects rather than drops, what the filter refuses is answered
-(policy/reject.py): those that came in after the batch, `answers` keeps them so long.
+(policy/reject.py): at once what was on its way out, and what came in when its batch is through; `answers` keeps the answers so long.
 """
 
 from __future__ import annotations

@@ -93,9 +93,7 @@ class Outgoing:
         """The batch is through: what was refused on its way in is answered, and what is sealed leaves."""
         answers = self._admission.answers
         while answers:
-            packet = bytes(START) + answers.popleft()
-            self._outbound.plain[: len(packet)] = packet
-            self.take(len(packet))
+            self._take_kept(bytes(START) + answers.popleft())
         self._outbound.flush()
 
     def forget_last(self) -> None:
@@ -109,8 +107,7 @@ class Outgoing:
             return False
         self._outbound.flush()
         for packet in packets:
-            self._outbound.plain[: len(packet)] = packet
-            self.take(len(packet))
+            self._take_kept(packet)
         self._outbound.flush()
         return True
 
@@ -191,6 +188,11 @@ class Outgoing:
                 self._flows.leaves_by(ShortWay(session, route, route.endpoint, udp), flow, packet)
 
     # --- One packet ---
+
+    def _take_kept(self, packet: bytes) -> None:
+        """Take one that was kept, its virtio header before it, as if it had just been read."""
+        self._outbound.plain[: len(packet)] = packet
+        self.take(len(packet))
 
     def _session_for(self, packet: memoryview, end: int) -> Session | None:
         """The session that the packet leaves under; None if it was dropped or waits for one."""

@@ -64,13 +64,8 @@ class Sender:
         """The one that tells when it is writable, while runs are held."""
         self._stalled, self._resumed = stalled, resumed
         self.held: deque[tuple[Endpoint, bytes, int]] = deque()
-        """Runs that wait for the socket: to be looked at."""
+        """Runs that wait for the socket; others only look whether there are any."""
         self._closed = False
-
-    @property
-    def full(self) -> bool:
-        """Whether runs wait for the socket."""
-        return bool(self.held)
 
     def run(self, peer: NodeId, route: Route, datagrams: memoryview, size: int) -> int:
         """Send datagrams of `size` bytes (the last may be shorter) that lie side by side. Returns how many runs had to be dropped, 0 or 1."""

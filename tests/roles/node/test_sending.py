@@ -94,11 +94,11 @@ def test_one_datagram_goes_by_route_and_back_to_its_source(scene: Scene) -> None
 def test_full_socket_holds_runs_in_order_until_it_is_writable(scene: Scene) -> None:
     scene.port.room = 0
     assert [scene.run(bytes((k, k))) for k in range(3)] == [0, 0, 0]
-    assert scene.sender.full
+    assert scene.sender.held
     scene.port.writable(1)
-    assert scene.sender.full
+    assert scene.sender.held
     scene.port.writable(10)
-    assert not scene.sender.full
+    assert not scene.sender.held
     assert [data for _, data, _ in scene.port.sent] == [b"\0\0", b"\1\1", b"\2\2"]
     assert scene.told == ["stalled", "resumed"]
 
@@ -181,9 +181,9 @@ def test_more_sockets_are_opened_as_they_are_named_and_used_for_their_endpoints(
     assert opened[1].closed is False
     opened[2].room = 0
     sender.run(PEER, DIRECT, memoryview(b"held"), 2)
-    assert sender.full
+    assert sender.held
     opened[2].writable(5)
-    assert not sender.full
+    assert not sender.held
     sender.close_sockets(all_=True)
     sender.to(THERE, b"first again")
     assert first.sent[-1][1] == b"first again"
@@ -294,7 +294,7 @@ def test_full_socket_that_is_closed_holds_nothing_back(sockets: Sockets, all_: b
     sockets.loop.now += IDLE_S
     sockets.sender.close_sockets(all_=all_)
     assert sockets.told == ["stalled", "resumed"]
-    assert not sockets.sender.full
+    assert not sockets.sender.held
     assert sockets.first.sent == [(THERE, b"data", 4)]
 
 
@@ -304,7 +304,7 @@ def test_full_socket_that_is_closed_leaves_its_runs_to_the_first_as_soon_as_that
     assert [sockets.run(), sockets.run()] == [0, 0]
     sockets.sender.close_sockets(all_=True)
     assert sockets.told == ["stalled"]
-    assert sockets.sender.full
+    assert sockets.sender.held
     sockets.first.writable(5)
     assert sockets.told == ["stalled", "resumed"]
     assert len(sockets.first.sent) == 2
